@@ -1,0 +1,1 @@
+"""The stores: what the central said (snapshot) and what happened here (ledger)."""

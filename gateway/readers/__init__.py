@@ -1,0 +1,1 @@
+"""Input devices: pure decoders, and the one owner of an input fd."""

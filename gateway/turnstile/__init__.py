@@ -1,0 +1,1 @@
+"""Lanes and the boards that move them."""
