@@ -1,0 +1,108 @@
+"""Every metric of the gate, declared once (DESIGN.md 8; the names are fixed).
+
+Children are bound where they are used: ``labels().inc()`` costs four times a bound ``inc()``.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import generate_latest
+
+from gateway import __version__
+
+_MICRO = (5e-6, 7.5e-6, 1e-5, 1.5e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3)
+_MILLI = (2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+
+class Metrics:
+    """The gate's registry. Without the process and platform collectors: the sync exports its own beside it."""
+
+    def __init__(self) -> None:
+        r = self.registry = CollectorRegistry()
+        self.scans = Counter(
+            "gateway_scans_total", "Scans judged, by verdict.", ["point", "verdict"], registry=r
+        )
+        self.repeats = Counter(
+            "gateway_repeats_total", "Scans of a code held before the reader.", ["reader"], registry=r
+        )
+        self.decision = Histogram(
+            "gateway_decision_seconds", "From the code's bytes to the verdict.", buckets=_MICRO, registry=r
+        )
+        self.scan_to_pulse = Histogram(
+            "gateway_scan_to_pulse_seconds",
+            "From the last byte of the code to the relay's command.",
+            buckets=_MILLI,
+            registry=r,
+        )
+        self.passages = Counter(
+            "gateway_passages_total",
+            "What became of grants, and forced passages.",
+            ["lane", "outcome"],
+            registry=r,
+        )
+        self.commit = Histogram(
+            "gateway_ledger_commit_seconds", "Length of a commit of the ledger.", buckets=_MILLI, registry=r
+        )
+        self.late_commits = Counter(
+            "gateway_ledger_late_commits_total",
+            "Grants opened after commit_deadline_ms, before their event was on disk.",
+            registry=r,
+        )
+        self.pending_events = Gauge(
+            "gateway_ledger_pending_events", "Events in memory that are not yet on disk.", registry=r
+        )
+        self.lost_events = Counter(
+            "gateway_ledger_lost_events_total",
+            "Events dropped because the ledger could not be written for too long.",
+            registry=r,
+        )
+        self.ledger_up = Gauge("gateway_ledger_up", "1 while the ledger can be written.", registry=r)
+        self.ledger_bytes = Gauge("gateway_ledger_bytes", "Size of the ledger on disk.", registry=r)
+        self.ledger_seq = Gauge("gateway_ledger_seq", "Number of the newest event on disk.", registry=r)
+        self.reader_up = Gauge(
+            "gateway_reader_up", "1 while the reader's device is open.", ["reader"], registry=r
+        )
+        self.reader_dropped = Counter(
+            "gateway_reader_dropped_total",
+            "Torn, garbled or overlong codes that were dropped.",
+            ["reader"],
+            registry=r,
+        )
+        self.reader_slowed = Counter(
+            "gateway_reader_slowed_total",
+            "Times a reader was slowed down because of too many unknown codes.",
+            ["reader"],
+            registry=r,
+        )
+        self.lane_state = Gauge(
+            "gateway_lane_state",
+            "1 for the lane's present state: normal, closed, free or fault.",
+            ["lane", "state"],
+            registry=r,
+        )
+        self.occupancy = Gauge("gateway_area_occupancy", "People in the area.", ["area"], registry=r)
+        self.credentials = Gauge(
+            "gateway_snapshot_credentials", "Credentials in the snapshot in use.", registry=r
+        )
+        self.generation = Gauge(
+            "gateway_snapshot_generation", "Generation in use, 0 without one.", registry=r
+        )
+        self.snapshot_age = Gauge(
+            "gateway_snapshot_age_seconds", "Since the snapshot was last known to be fresh.", registry=r
+        )
+        self.clock_suspect = Gauge("gateway_clock_suspect", "1 while the clock is not trusted.", registry=r)
+        self.changes = Counter(
+            "gateway_changes_total", "Changed records applied, by result.", ["result"], registry=r
+        )
+        self.clients_dropped = Counter(
+            "gateway_control_dropped_total",
+            "Clients of a control socket that were cut off because they did not read.",
+            ["role"],
+            registry=r,
+        )
+        info = Gauge("gateway_build_info", "1, with the version as a label.", ["version"], registry=r)
+        info.labels(__version__).set(1)
+
+    def text(self) -> bytes:
+        """The exposition text."""
+        return generate_latest(self.registry)

@@ -1,0 +1,202 @@
+"""Where people are, and how many: presence of one person, occupancy of the areas.
+
+Presence is read off a person's movements in the order of their time, so that an event that arrives
+late takes its place. Occupancy is kept by increments, because counting a full stadium at every scan is
+not an option: holders by the instant at which their presence ends, and heads (guests and unknown
+people) likewise. Pure: time and movements are arguments.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from gateway.model import OUTSIDE, Movement, Passage
+from gateway.rules import World
+
+
+class Stay(NamedTuple):
+    """In which area somebody is, and until when if nothing else happens."""
+
+    area: str
+    until: int
+
+
+NOWHERE = Stay(OUTSIDE, 0)
+
+
+def ends(world: World, area: str, at: int) -> int:
+    """When a presence that began at ``at`` ends by itself."""
+    lasting = world.areas[area].presence
+    if lasting is not None:
+        return at + lasting
+    return world.calendar.day_start(world.calendar.day(at) + 1)
+
+
+def stay(
+    world: World,
+    movements: Sequence[Movement],
+    cleared: Mapping[str, int],
+    now: int,
+    *,
+    pending: bool,
+) -> Stay:
+    """Where a person is at ``now``: the area last seen in, or ``NOWHERE``.
+
+    ``movements`` are the person's, in the order of their time. With ``pending`` an entry that waits for
+    its passage counts as made. ``cleared`` says when an area was last declared empty.
+    """
+    here = NOWHERE
+    for m in movements:
+        if m.at > now or m.guest or m.passage is Passage.NOT_TAKEN:
+            continue
+        if m.passage is Passage.PENDING and (not pending or world.areas.is_exit(m.from_, m.to)):
+            continue
+        after = step(world, here, m)
+        if after is None:
+            continue  # a guest left with the card
+        here = after
+        if cleared and any(m.at < cleared.get(a, m.at) <= now for a in world.areas[m.to].up):
+            here = NOWHERE
+    return here if here.until > now else NOWHERE
+
+
+def step(world: World, here: Stay, m: Movement) -> Stay | None:
+    """Where a person's own movement leads; None where it is an exit from where they are not: a guest
+    left with the card of somebody who is out already."""
+    if world.areas.is_exit(m.from_, m.to) and not is_in(world, here, m.from_, m.at):
+        return None
+    return Stay(m.to, ends(world, m.to, m.at)) if m.to != OUTSIDE else NOWHERE
+
+
+def is_in(world: World, here: Stay, area: str, at: int) -> bool:
+    """Whether somebody who stays there is in an area (or in one within it) at an instant."""
+    return here.until > at and here.area in world.areas[area].down
+
+
+@dataclass(slots=True)
+class _Heads:
+    """Counts of one area by the instant at which they lapse."""
+
+    holders: Counter[int]
+    heads: Counter[int]
+    missing: Counter[int]
+    """Holders whom an unknown at the exit took out of the count."""
+    pending: int = 0
+    lapses: int = 1 << 62
+    """The earliest instant at which something lapses."""
+
+    def add(self, which: Counter[int], until: int, n: int) -> None:
+        which[until] += n
+        if which[until] <= 0:
+            del which[until]
+        self.lapses = min(self.lapses, until)
+
+    def advance(self, now: int) -> None:
+        if now < self.lapses:
+            return
+        for which in (self.holders, self.heads, self.missing):
+            for until in [u for u in which if u <= now]:
+                del which[until]
+        self.lapses = min((u for w in (self.holders, self.heads, self.missing) for u in w), default=1 << 62)
+
+    def count(self) -> int:
+        return max(0, self.holders.total() + self.heads.total() - self.missing.total())
+
+
+def _take_one(which: Counter[int]) -> bool:
+    if not which:
+        return False
+    first = min(which)
+    which[first] -= 1
+    if not which[first]:
+        del which[first]
+    return True
+
+
+class Occupancy:
+    """How many people are in each area."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._areas: dict[str, _Heads] = {}
+
+    def _at(self, area: str, now: int) -> _Heads:
+        found = self._areas.get(area)
+        if found is None:
+            found = self._areas[area] = _Heads(Counter(), Counter(), Counter())
+        found.advance(now)
+        return found
+
+    def count(self, area: str, now: int) -> int:
+        """Occupancy for capacity: those in the area and those whose entry is pending."""
+        found = self._at(area, now)
+        return found.count() + found.pending
+
+    def present(self, area: str, now: int) -> int:
+        """Occupancy without pending entries, as the metric shows it."""
+        return self._at(area, now).count()
+
+    def areas(self) -> list[str]:
+        return list(self._areas)
+
+    def pend(self, areas: Iterable[str], n: int, now: int) -> None:
+        """Entries into these areas become pending (``n`` = 1) or cease to be (-1)."""
+        for area in areas:
+            self._at(area, now).pending += n
+
+    def move(self, before: Stay, after: Stay, now: int) -> None:
+        """A holder's presence changes."""
+        if before == after:
+            return
+        for here, n in ((before, -1), (after, 1)):
+            if here.until <= now:
+                continue
+            for area in self._world.areas[here.area].up:
+                heads = self._at(area, now)
+                heads.add(heads.holders, here.until, n)
+
+    def head(self, from_: str, to: str, at: int, now: int, *, known: bool, heads: int = 1) -> None:
+        """Somebody without a presence of their own goes through: a guest or an unknown.
+
+        ``known``: it was the card of a holder who is out already; it takes out a guest, never a holder.
+        """
+        world = self._world
+        up_from, up_to = world.areas[from_].up, world.areas[to].up
+        for _ in range(heads):
+            for area in up_from:
+                if area in up_to:
+                    continue
+                here = self._at(area, now)
+                if _take_one(here.heads) or known or here.count() == 0:
+                    continue
+                here.add(here.missing, min(here.holders), 1)
+            until = ends(world, to, at) if to != OUTSIDE else 0
+            for area in up_to:
+                if area in up_from or until <= now:
+                    continue
+                here = self._at(area, now)
+                here.add(here.heads, until, 1)
+
+    def unhead(self, from_: str, to: str, at: int, now: int) -> None:
+        """A head that was counted in did not go through after all (annulled)."""
+        up_from = self._world.areas[from_].up
+        until = ends(self._world, to, at)
+        for area in self._world.areas[to].up:
+            here = self._at(area, now)
+            if area not in up_from and here.heads[until] > 0:
+                here.add(here.heads, until, -1)
+
+    def clear(self, area: str, now: int) -> None:
+        """Everybody in that area is outside, also of the areas that it lies within."""
+        gone = self._at(area, now)
+        for around in self._world.areas[area].up[1:]:
+            here = self._at(around, now)
+            here.holders -= gone.holders
+            here.heads -= gone.heads
+            here.missing -= gone.missing
+        for inner in self._world.areas[area].down:
+            pending = self._areas[inner].pending if inner in self._areas else 0
+            self._areas[inner] = _Heads(Counter(), Counter(), Counter(), pending)
