@@ -31,6 +31,11 @@ class Wrong(Exception):
         self.remedy = remedy
 
 
+def _quoted(text: str) -> str:
+    """In quotes, and what a terminal would not print or would obey is escaped."""
+    return json.dumps(text, ensure_ascii=not text.isprintable())
+
+
 def shown(value: object) -> str:
     """A value as it is written in TOML, cut short."""
     if isinstance(value, dict):
@@ -40,7 +45,7 @@ def shown(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return json.dumps(value if len(value) <= 40 else value[:40] + "...", ensure_ascii=False)
+        return _quoted(value if len(value) <= 40 else value[:40] + "...")
     if isinstance(value, int) and abs(value) >= 10**18:  # str() refuses thousands of digits
         return "a very large number"
     if isinstance(value, int | float):
@@ -179,7 +184,7 @@ def one_of(names: Iterable[str]) -> str:
 
 def join(where: str, name: str) -> str:
     """The path of a key: ``lane[0]`` and ``relay`` give ``lane[0].relay``."""
-    bare = name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)
+    bare = name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _quoted(name)
     return f"{where}.{bare}" if where else bare
 
 
