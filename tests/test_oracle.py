@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 
 from tests import oracle
 from tests.cases import CASES, PLAIN, Case, Json, run_case, scan, world
-from tests.feeds import World, worlds
-from tests.oracle import Oracle
+from tests.feeds import World, smallest, world_of, worlds
+from tests.oracle import Move, Oracle
 
 DENIALS = {
     "malformed",
@@ -52,56 +52,70 @@ def test_stale_snapshot() -> None:
     assert got[1]["entitlement"] is None
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(worlds())
-def test_detail_is_the_first_instant(made: World) -> None:
-    """The instant found from a few candidates is the first of every minute for four days that passes."""
+@pytest.mark.parametrize("seed", range(40))
+def test_detail_is_the_first_instant(seed: int) -> None:
+    """No instant of a walk in odd steps through four days passes before the one found from candidates."""
+    made = world_of(seed)
     judge = Oracle(made.records, made.config)
     judge.run(made.lines)
-    for point in judge.points.values():
-        if judge.is_exit(point["from"], point["to"]):
-            continue
-        for entitlement in list(judge.entitlements.values())[:2]:
-            for rule in judge.rules_of(entitlement)[:2]:
-                entries = judge.entries(entitlement, rule, judge.now)
-                found = judge.soonest(entitlement, rule, point, False)
-                step = judge.now.replace(second=0, microsecond=0)
-                for _ in range(200):
-                    step += timedelta(minutes=29)
-                    passes = judge.fails_at(entitlement, rule, point, step, entries, False, "h") is None
-                    if found is None or (judge.now < step < found):
-                        assert not passes or step <= judge.now
-                if found is not None:
-                    assert judge.fails_at(entitlement, rule, point, found, entries, False, "h") is None
+    point = judge.points["in"]
+    for entitlement in list(judge.entitlements.values())[:2]:
+        for rule in judge.rules_of(entitlement)[:2]:
+            entries = judge.entries(entitlement, rule, judge.now)
+
+            def passes(
+                t: datetime, e: Json = entitlement, r: Json = rule, moves: list[Move] = entries
+            ) -> bool:
+                return judge.fails_at(e, r, point, t, moves, False, "h") is None
+
+            if passes(judge.now):
+                continue
+            found = judge.soonest(entitlement, rule, point, False)
+            assert found is None or passes(found)
+            walk = [judge.now + timedelta(minutes=29 * n) for n in range(1, 200)]
+            if found is not None:
+                walk = [found - timedelta(seconds=1), *(t for t in walk if t < found)]
+            assert not any(passes(t) for t in walk if t > judge.now)
 
 
-@settings(max_examples=1, deadline=None, derandomize=True)
-@given(worlds())
-def test_worlds_replay(made: World) -> None:
-    """A world is a triple that replays: one line for each scan, in order."""
+@pytest.mark.parametrize("seed", range(100))
+def test_worlds_replay(seed: int) -> None:
+    """A world is a triple that replays: one line for each scan, in order, with its `at` as it was."""
+    made = world_of(seed)
     scans = [line for line in made.lines if "code" in line]
     got = oracle.replay(made.records, made.config, made.lines)
     assert [(line["at"], line["point"]) for line in got] == [(line["at"], line["point"]) for line in scans]
 
 
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(worlds())
+def test_replay_is_a_function(made: World) -> None:
+    """The same lines give the same verdicts, also to an oracle that has run before."""
+    judge = Oracle(made.records, made.config)
+    assert judge.run(made.lines) == judge.run(made.lines)
+
+
 def test_every_verdict_occurs() -> None:
     """Generated worlds bring every verdict that a replay can give, guests, repeats and all flags."""
     seen: Counter[str] = Counter()
-
-    @settings(
-        max_examples=150,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(worlds())
-    def collect(made: World) -> None:
+    for seed in range(120):
+        made = world_of(seed)
         for line in oracle.replay(made.records, made.config, made.lines):
             seen[line["verdict"]] += 1
             seen["guest"] += line["guest"] > 0
             seen.update(line["flags"])
-
-    collect()
     wanted = {"granted", "repeat", "guest", "clock_suspect", "grace", "passback", "attention", *DENIALS}
     assert {key for key in seen if seen[key]} >= wanted
+
+
+def test_smallest() -> None:
+    """A world that fails is made small, and what is left still fails."""
+
+    def fails(made: World) -> bool:
+        return any(line["verdict"] == "passback" for line in oracle.replay(*made))
+
+    made = next(w for w in map(world_of, range(200)) if fails(w))
+    small = smallest(made, fails)
+    assert fails(small)
+    assert len(small.lines) <= 2
+    assert len(small.records) < len(made.records)
