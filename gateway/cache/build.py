@@ -341,7 +341,7 @@ class _Build:
             report.entitlements = out.append("entitlements", self._newest_entitlements())
             blocked: list[tuple[bytes, bytes]] = []
             report.holders = out.append("holders", self._newest_holders(blocked))
-            report.blocked = out.append("blocked", iter(blocked))
+            report.blocked = out.append("blocked", iter(sorted(blocked)))
             report.usages = self._write_usages(out)
             report.tables = dict(Counter(kind for kind, _ in self._tables))
             out.append("tables", iter(sorted(self._table_rows())))
@@ -418,7 +418,7 @@ class _Build:
         for bucket in self._holders.buckets():
             for key, value in _newest(bucket):
                 if rows.holder_blocked(value):
-                    blocked.append((key, b""))
+                    blocked.append((rows.blocked_key(rows.unpack(value)[0]), b""))
                 yield key, value
 
     def _write_usages(self, out: _Output) -> int:

@@ -148,10 +148,12 @@ def write(txn: lmdb.Transaction, tables: Mapping[str, Any], prepared: Prepared) 
             _set(txn, tables["entitlements"], step.key, step.row)
         elif step.kind == "holder":
             _set(txn, tables["holders"], step.key, step.row)
+            assert isinstance(step.record, Holder | Deleted)
+            blocked = rows.blocked_key(step.record.id)
             if step.row and rows.holder_blocked(step.row):
-                txn.put(step.key, b"", db=tables["blocked"])
+                txn.put(blocked, b"", db=tables["blocked"])
             else:
-                txn.delete(step.key, db=tables["blocked"])
+                txn.delete(blocked, db=tables["blocked"])
         else:
             _set(txn, tables["tables"], rows.table_key(step.kind, step.key), step.row)
         changed.append(step.record)

@@ -34,6 +34,8 @@ from gateway.model import (
 
 __all__ = ["Applied", "Counts", "Snapshot", "SnapshotError", "Tables", "guard", "prune", "switch"]
 
+_unpack = rows.unpack
+
 _LOCK_BYTES = 16384
 """More than LMDB's lock file takes with 16 readers."""
 _READERS = 16
@@ -103,6 +105,8 @@ class Snapshot:
             )
         self._any_blocked = counts.blocked > 0
         self._any_usage = counts.usages > 0
+        self._begin = self._env.begin
+        self._code_state = key.code_state
 
     @classmethod
     def open(cls, data_dir: Path, aside: Callable[[Path, str], None] | None = None) -> Snapshot | None:
@@ -135,27 +139,24 @@ class Snapshot:
 
         Raises lmdb.Error where the file turns out to be damaged.
         """
-        digest = self._key.code(code)
-        txn = self._env.begin(self._credentials)
+        digest = self._code_state.copy()
+        digest.update(code)
+        txn = self._begin(self._credentials)
+        get = txn.get
         try:
-            row = txn.get(digest)
+            row = get(digest.digest())
             if row is None:
                 return None
-            id_, state, keys = rows.unpack(row)
-            if len(keys) == 1:  # as nearly all have
-                row = txn.get(keys[0], None, self._entitlements)
-                found = [] if row is None else [Entitlement(*rows.unpack(row))]
-            else:
-                found = []
-                for key in keys:
-                    row = txn.get(key, None, self._entitlements)
-                    if row is not None:
-                        found.append(Entitlement(*rows.unpack(row)))
-            if self._any_blocked:
-                for entitlement in found:
-                    if entitlement.holder is not None:
-                        key = self._key.id(entitlement.holder)
-                        entitlement.blocked = txn.get(key, None, self._blocked) is not None
+            id_, state, keys = _unpack(row)
+            found = []
+            for key in keys:
+                row = get(key, None, self._entitlements)
+                if row is not None:
+                    entitlement = Entitlement(*_unpack(row))
+                    if self._any_blocked and entitlement.holder is not None:
+                        blocked = get(rows.blocked_key(entitlement.holder), None, self._blocked)
+                        entitlement.blocked = blocked is not None
+                    found.append(entitlement)
         finally:
             txn.abort()
         return Credential(id_, state, tuple(found))
@@ -166,7 +167,7 @@ class Snapshot:
         """The holder's record: language, name, notice. For after the pulse."""
         with self._env.begin(self._tables["holders"]) as txn:
             row = txn.get(self._key.id(id_))
-        return None if row is None else Holder(*rows.unpack(row))
+        return None if row is None else Holder(*_unpack(row))
 
     def movements_of_person(self, person: str, since: int) -> Sequence[Movement]:
         """The ``usage`` of a person (holder's id, or ``card:`` and the credential's) from an instant on."""
