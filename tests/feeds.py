@@ -29,7 +29,33 @@ PLACES: list[tuple[str, list[date]]] = [
 ]
 CLOCKS = [0, 90, 120, 135, 150, 180, 210, 240, 600, 720, 1020, 1080, 1320, 1380, 1439]
 """Minutes after midnight at which spans, days, events and scans like to begin and end."""
-DELTAS = [0, 0.4, 1.4, 1.5, 1.6, 2, 3, 4.9, 5, 5.1, 6, 10, 29, 30, 31, 60, 300, 600, 1500, 1800, 3540, 3600]
+DELTAS = [
+    0,
+    0.4,
+    1.4,
+    1.5,
+    1.6,
+    2,
+    2,
+    2,
+    3,
+    3,
+    4.9,
+    5,
+    5,
+    5.1,
+    6,
+    10,
+    10,
+    29,
+    30,
+    31,
+    60,
+    600,
+    1800,
+    3540,
+    3600,
+]
 """Seconds from one line to the next within a cluster."""
 CODES = ["A", "B", "C", "D", "E"]
 POINTS = ["in", "out", "south", "inner", "inner-out", "side"]
@@ -137,8 +163,8 @@ class Maker:
     def rule(self) -> Json:
         rule: Json = {}
         if not self.chance(4):
-            rule["areas"] = self.pick([["hall"], ["hall"], ["hall"], ["exh"], ["exh", "hall"]])
-        if self.chance(10):
+            rule["areas"] = self.pick([["hall"]] * 6 + [["exh"], ["exh", "hall"]])
+        if self.chance(14):
             rule["points"] = self.some(POINTS)
         if self.chance(7):
             rule["days"] = self.pick(
@@ -146,7 +172,7 @@ class Maker:
             )
         if self.chance(10):
             rule["except"] = [self.near().isoformat()]
-        if self.chance(4):
+        if self.chance(5):
             rule["hours"] = [
                 f"{clock(self.pick(CLOCKS))}-{clock(self.pick([*CLOCKS, 1440]))}"
                 for _ in range(self.pick([1, 1, 2]))
@@ -155,7 +181,7 @@ class Maker:
             rule["from"] = self.bound(-1, 2)
         if self.chance(10):
             rule["until"] = self.bound(0, 3)
-        during = self.chance(4)
+        during = self.chance(6)
         if during:
             rule["during"] = self.pick(["party", "party", "late"])
             if self.chance(2):
@@ -174,7 +200,7 @@ class Maker:
 
     def product(self, id_: str) -> Json:
         record: Json = {"kind": "product", "id": id_, "category": "membership", "name": {"en": id_}}
-        record["rules"] = [self.rule() for _ in range(self.pick([0, 1, 1, 1, 1, 2, 2, 2, 3, 3]))]
+        record["rules"] = [self.rule() for _ in range(self.pick([0, *[1] * 6, *[2] * 6, 3, 3]))]
         if self.chance(3):
             record["grace_days"] = self.pick([1, 2, 14])
         if self.chance(5):
@@ -183,14 +209,14 @@ class Maker:
 
     def entitlement(self, number: int) -> Json:
         record: Json = {"kind": "entitlement", "id": f"E{number}"}
-        record["product"] = self.pick(["P", "P", "P", "Q", "Q", "ghost"] if self.chance(4) else ["P", "Q"])
+        record["product"] = self.pick(["P", "P", "P", "Q", "Q", "ghost"] if self.chance(6) else ["P", "Q"])
         if not self.chance(6):
             record["holder"] = self.pick([f"H{number}", "H1", "H2"])
         if self.chance(4):
-            record["valid_from"] = self.bound(-3, 2)
+            record["valid_from"] = self.bound(-3, 1)
         if self.chance(3):
-            record["valid_until"] = self.bound(-2, 2)
-        if self.chance(9):
+            record["valid_until"] = self.bound(-1, 3)
+        if self.chance(20):
             record["state"] = self.pick(["suspended", "cancelled"])
         if self.chance(6):
             record["guests"] = self.pick([0, 1, 3])
@@ -200,7 +226,7 @@ class Maker:
 
     def holder(self, number: int) -> Json:
         record: Json = {"kind": "holder", "id": f"H{number}", "name": f"Nr {number}"}
-        if self.chance(10):
+        if self.chance(20):
             record["state"] = "blocked"
         if self.chance(3):
             record["language"] = self.pick(["de", "en-GB", "no", "fr"])
@@ -216,7 +242,7 @@ class Maker:
         record["entitlements"] = (
             self.some([*listed, *listed, "E9"]) if self.chance(2) else [self.pick(listed)]
         )
-        if self.chance(10):
+        if self.chance(20):
             record["state"] = self.pick(["lost", "revoked", "replaced"])
         return record
 
@@ -329,7 +355,7 @@ class Maker:
         return made
 
     def code(self, codes: list[str]) -> str:
-        if self.chance(12):
+        if self.chance(20):
             return self.pick(["X", "X", "", "A\n", "a", "y" * 513])
         return self.pick(codes)
 
@@ -357,7 +383,7 @@ class Maker:
             if self.chance(5):
                 line["passage"] = self.pick(["taken", "taken", "taken", "not_taken"])
             else:
-                line["code"] = favourite if self.chance(2) else self.code(codes)
+                line["code"] = favourite if not self.chance(3) else self.code(codes)
             lines.append(line)
         return lines
 

@@ -117,5 +117,5 @@ def test_smallest() -> None:
     made = next(w for w in map(world_of, range(200)) if fails(w))
     small = smallest(made, fails)
     assert fails(small)
-    assert len(small.lines) <= 2
+    assert len(small.lines) <= 3
     assert len(small.records) < len(made.records)
