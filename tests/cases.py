@@ -1202,8 +1202,10 @@ case(
     "an entitlement without a holder belongs to whoever carries the credential",
     world(
         HALL,
-        entitlement={"holder": None},
-        extra=[{"kind": "credential", "id": "CX", "code": "X", "entitlements": ["E1"]}],
+        extra=[
+            {"kind": "entitlement", "id": "E1", "product": "P"},
+            {"kind": "credential", "id": "CX", "code": "X", "entitlements": ["E1"]},
+        ],
     ),
     config(anti_passback="hard"),
     [scan("10:00"), scan("10:10", "X"), scan("10:20", "X")],
