@@ -1,0 +1,77 @@
+"""Reading the ledger: a connection that can change nothing, beside the one that writes."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from gateway.cache.ledger_repair import open_read_only
+from gateway.cache.ledger_rows import event_dict, movement_of
+from gateway.cache.ledger_store import EVENTS
+from gateway.model import Movement
+
+Epochs = Sequence[tuple[int, int]]
+"""(first seq, epoch), in order."""
+
+
+def epoch_of(epochs: Epochs, seq: int) -> int | None:
+    """The epoch that a number belongs to; None if it is from before the first that is known."""
+    place = bisect_right(epochs, seq, key=lambda entry: entry[0])
+    return epochs[place - 1][1] if place else None
+
+
+def _tolerant(text: bytes) -> str:
+    """A text with broken UTF-8 then fails its row's digest instead of the whole query."""
+    return text.decode("utf-8", "replace")
+
+
+class Reader:
+    """Look-ups of what is committed. Raises sqlite3.Error; which kind, ``is_damage`` tells."""
+
+    def __init__(self, path: Path) -> None:
+        self._conn = open_read_only(path)
+
+    def movements(self, sql: str, arguments: tuple[Any, ...]) -> list[Movement]:
+        return [movement_of(row) for row in self._conn.execute(sql, arguments).fetchall()]
+
+    def stream(self, sql: str, arguments: tuple[Any, ...]) -> Iterator[Movement]:
+        return map(movement_of, self._conn.execute(sql, arguments))
+
+    def rows(self, sql: str, arguments: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        return self._conn.execute(sql, arguments).fetchall()
+
+    def events(self, since: int, limit: int, epochs: Epochs) -> list[dict[str, Any]]:
+        """Events with a higher number than ``since``, in order, each with its epoch; see ``event_dict``."""
+        try:
+            rows = self._conn.execute(EVENTS, (since, limit)).fetchall()
+        except sqlite3.OperationalError as error:
+            if hasattr(error, "sqlite_errorcode"):
+                raise
+            self._conn.text_factory = _tolerant  # costs half as much again, so only where it is needed
+            try:
+                rows = self._conn.execute(EVENTS, (since, limit)).fetchall()
+            finally:
+                self._conn.text_factory = str
+        return [event_dict(row[:-1], row[-1], epoch_of(epochs, row[0])) for row in rows]
+
+    def close(self) -> None:
+        self._conn.close()
+
+
+def read_events(path: Path, since: int, limit: int) -> list[dict[str, Any]]:
+    """The events of a ledger that no gate has open, each with ``gateway`` and ``epoch``, for ``event_json``.
+
+    Changes nothing. Raises FileNotFoundError, and sqlite3.Error where the file cannot be read or is damaged.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no ledger here; check data_dir in the configuration")
+    with contextlib.closing(Reader(path)) as reader:
+        epochs = reader.rows("SELECT first_seq, epoch FROM epoch ORDER BY first_seq")
+        gateway = reader.rows("SELECT value FROM meta WHERE key = 'gateway'")[0][0]
+        return [
+            row | {"gateway": gateway} for row in reader.events(since, limit, [(a, b) for a, b in epochs])
+        ]
