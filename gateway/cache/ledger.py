@@ -390,7 +390,7 @@ class Ledger:
         return rows[0] if rows and rows[0]["seq"] == seq else None
 
     def acknowledge(self, epoch: int, seq: int) -> bool:
-        """The central holds everything up to this event. False, and nothing done, if that is not of this epoch."""
+        """The central holds all up to this event. False, and nothing done, if the epoch is not its own."""
         if not 0 < seq <= self.last_seq or epoch_of(self._writer.epochs, seq) != epoch:
             return False
         self._writer.queue.put(Act(lambda store: store.acknowledge(max(seq, store.acknowledged))))
