@@ -189,6 +189,7 @@ class GpioRelay:
 
     def _lost(self, reason: str) -> None:
         self._stop_timer()
+        self._off_at = 0.0
         self._release()
         self._retry.later()
         self._tell(False, reason)

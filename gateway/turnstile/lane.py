@@ -177,6 +177,18 @@ class Lane(Generic[G]):
         self._promote(at, actions)
         return actions
 
+    def withdraw(self, grant: G, at: int) -> list[Action[G]]:
+        """Take one grant back (its pulse failed, or it is annulled): NOT_TAKEN if it is not settled yet."""
+        actions: list[Action[G]] = []
+        for entries in (self._open, self._waiting):
+            for entry in entries:
+                if entry.grant is grant:
+                    entries.remove(entry)
+                    actions.append(Settled(grant, Passage.NOT_TAKEN))
+                    self._promote(at, actions)
+                    return actions
+        return actions
+
     def tick(self, at: int) -> list[Action[G]]:
         """Time has come to ``at``: windows that are over are closed, the next waiting grant is pulsed.
 

@@ -120,6 +120,7 @@ class MemoryRelay:
 
     def hold(self, on: bool) -> None:
         self._held = on
+        self._off_at = 0.0
         self._stop_timer()
         if self.up:
             self._set(on)
@@ -133,6 +134,7 @@ class MemoryRelay:
     def lose(self, reason: str) -> None:
         """Behave from now on like a board that was pulled out."""
         self.up = False
+        self._off_at = 0.0
         self._stop_timer()
         self.on = False
         self._loop.call_soon(self._callbacks.on_state, False, reason)

@@ -27,7 +27,8 @@ def open_port(device: str, baudrate: int, answer: float) -> serial.Serial:
         port = serial.Serial(device, baudrate, timeout=answer, write_timeout=0.5, exclusive=True)
         fcntl.ioctl(port.fileno(), termios.TIOCEXCL)
     except (OSError, termios.error) as fault:
-        # pyserial lets termios.error through, which is no OSError; both carry the errno first.
-        number = fault.args[0] if fault.args and isinstance(fault.args[0], int) else 0
+        # pyserial lets termios.error through, which is no OSError, or puts a text of its own around it.
+        first = [cause.args[0] for cause in (fault, fault.__context__) if cause and cause.args]
+        number = next((arg for arg in first if isinstance(arg, int)), 0)
         raise OSError(_REMEDY.get(number, str(fault))) from fault
     return port
