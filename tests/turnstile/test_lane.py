@@ -251,6 +251,17 @@ def test_a_grant_of_the_free_time_that_was_not_used_is_pulsed_when_asked_for_aga
     assert north.passed("in", 3 * SECOND) == [Settled("a", TAKEN)]
 
 
+def test_a_grant_of_the_free_time_asked_for_again_goes_before_those_who_came_later():
+    """Its pulse is the next one, and the others stay in their order."""
+    north = lane()
+    north.set_mode(LaneMode.FREE, 0)
+    north.grant("a", "in", 0)
+    north.set_mode(LaneMode.NORMAL, 1000)
+    assert north.grant("b", "in", 2000) == []
+    assert north.again("a", SECOND) == [Pulse("a")]
+    assert north.pending == ["a", "b"]
+
+
 def test_closing_gives_back_who_waits_and_lets_who_walks_finish():
     """closed: nobody new is let in, nobody is caught in the gate."""
     north = lane()
