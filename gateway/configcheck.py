@@ -208,34 +208,20 @@ class Checker:
             if "from_" in row and row["from_"] == row.get("to"):
                 what = f"is {shown(row['to'])}, and so is from"
                 self.fault(f"{where}.to", what, "name the area that the point leads into")
-            mode = table.get("anti_passback", "off")
-            if "anti_passback_minutes" in table and mode in ("off", "soft", "hard"):
-                what = f'does nothing while anti_passback is "{mode}"'
-                self.fault(
-                    f"{where}.anti_passback_minutes", what, 'remove it, or set anti_passback = "timed"'
-                )
             self.refers(f"{where}.lane", row.get("lane"), "lane", lanes)
         self.sides(rows, lanes)
         return rows
 
     def sides(self, points: Rows, lanes: Mapping[str, str]) -> None:
-        """A lane has one or two sides, which lead opposite ways."""
+        """A lane has one or two sides."""
         for lane, lane_at in lanes.items():
             mine = [(where, row) for where, row in points if row.get("lane") == lane]
-            if not mine and points and all(row.get("lane") in lanes for _, row in points):
+            if not self.replay and not mine and points and all(row.get("lane") in lanes for _, row in points):
                 remedy = f"add a table [[point]] with lane = {shown(lane)}, or remove the lane"
                 self.fault(f"{lane_at}.name", f"is {shown(lane)}, a lane that has no point", remedy)
             for where, _ in mine[2:]:
                 what = f"is {shown(lane)}, which has two points already, and a lane has two sides"
                 self.fault(f"{where}.lane", what, "give the point a lane of its own, or remove it")
-            if len(mine) == 2:
-                (first_at, first), (where, second) = mine
-                for field, key in (("from_", "from"), ("to", "to")):
-                    if field in first and first[field] == second.get(field):
-                        what = f"is that of {first_at} too, and the sides of a lane lead opposite ways"
-                        remedy = "swap from and to, or use one point with two readers"
-                        self.fault(f"{where}.{key}", what, remedy)
-                        break
 
     def readers(self, value: object, points: Mapping[str, str]) -> Rows:
         if value is None and self.replay:

@@ -26,7 +26,7 @@ from gateway.model import (
     Product,
     Verdict,
 )
-from gateway.presence import NOWHERE, Occupancy, Stay, is_in, stay
+from gateway.presence import Occupancy, Stay, is_in, stay
 from gateway.rules import PointAt, RuleAt, World
 from gateway.venuetime import DAY
 
@@ -125,35 +125,40 @@ def decide(
         decision = Decision(Verdict.UNKNOWN_CREDENTIAL)
     else:
         decision = _enter(facts, at, now, credential, closed=mode is LaneMode.CLOSED, busy=busy, stale=stale)
-    if decision.again:
-        return decision
-    if mode is LaneMode.FREE:
+    if credential is not None and at.exit and decision.person is not None:
+        earlier = facts.pending.get((at.point.name, decision.person))
+        if earlier is not None:
+            decision = _again(earlier, credential)
+    if mode is LaneMode.FREE and not decision.again:
         free = ("free",) + (decision.flags if decision.verdict is Verdict.GRANTED else ())
         decision = replace(decision, verdict=Verdict.GRANTED, detail=None, flags=free)
     if suspect:
         decision.flags = ("clock_suspect", *decision.flags)
     if credential is not None and decision.person is None:
-        decision.person = person_of(
-            credential.entitlements[0] if credential.entitlements else None, credential
-        )
-    if (
-        decision.person is not None
-        and facts.pending
-        and decision.verdict is Verdict.GRANTED
-        and not decision.guest
-    ):
-        earlier = facts.pending.get((at.point.name, decision.person))
-        if earlier is not None and at.exit:
-            return replace(earlier.decision, credential=decision.credential, again=True)
+        decision.person = person_of(_first(credential), credential)
     return decision
+
+
+def _again(earlier: Grant, credential: Credential) -> Decision:
+    """The same grant again is the same answer; the card and the clock are this scan's own."""
+    said = earlier.decision
+    flags = tuple(f for f in said.flags if f != "clock_suspect")
+    return replace(said, credential=credential.id, flags=flags, again=True)
+
+
+def _first(credential: Credential) -> Entitlement | None:
+    return credential.entitlements[0] if credential.entitlements else None
 
 
 def _leave(at: PointAt, credential: Credential | None) -> Decision:
     """An exit point: nobody is ever locked in."""
     if credential is not None:
-        first = credential.entitlements[0] if credential.entitlements else None
+        first = _first(credential)
         return Decision(
-            Verdict.GRANTED, credential=credential.id, holder=None if first is None else first.holder
+            Verdict.GRANTED,
+            credential=credential.id,
+            holder=None if first is None else first.holder,
+            person=person_of(first, credential),
         )
     if at.point.unknown_at_exit_open:
         return Decision(Verdict.GRANTED)
@@ -183,7 +188,7 @@ def _enter(
         for entitlement in entitlements:
             earlier = facts.pending.get((at.point.name, person_of(entitlement, credential)))
             if earlier is not None:
-                return replace(earlier.decision, credential=credential.id, again=True)
+                return _again(earlier, credential)
 
     failures: list[Failure] = []
     for entitlement in entitlements:  # 6
@@ -366,7 +371,9 @@ def _guest(facts: Facts, at: PointAt, now: int, credential: Credential, *, close
             if rule.limits or rule.guest_limits:
                 movements_ = facts.history.entitlement(entitlement.id, rule.reach(entitlement, now))
                 came = rule.entries(movements_, now, guests=True)
-                if rule.exhausted(rule.guest_limits, entitlement, came, now, guests=True):
+                if not rule.move and rule.exhausted(
+                    rule.guest_limits, entitlement, came, now, guests=True, entered=own.at
+                ):
                     continue
                 entries = rule.entries(movements_, now, guests=False)
             decision = Decision(
@@ -377,11 +384,14 @@ def _guest(facts: Facts, at: PointAt, now: int, credential: Credential, *, close
                 entitlement=entitlement.id,
                 product=product.id,
                 guest=len(guests) + 1,
-                left=rule.left(entitlement, entries, now, spend=False) if rule.limits else None,
+                left=rule.left(entitlement, entries, now, spend=False, entered=own.at)
+                if rule.limits
+                else None,
                 person=person,
             )
             if not rule.bypass_capacity and _full(facts, at.capacities, now):  # 8
                 decision.verdict, decision.flags, decision.left = Verdict.AREA_FULL, (), None
+                decision.guest = 0
             return decision
     return None
 
@@ -400,30 +410,29 @@ def _presence(
 ) -> Decision:
     point = at.point
     passback = False
-    here: Stay | None = None
+    here: tuple[Stay, ...] | None = None
     if point.anti_passback is not AntiPassback.OFF and not rule.bypass_passback:
         movements = facts.history.person(str(decision.person), facts.world.presence_since(now))
         if movements:
-            here = stay(facts.world, movements, facts.cleared, now, pending=True)
-            if is_in(facts.world, here, point.to, now):
+            here = _stays(facts, movements, now)
+            if any(is_in(facts.world, stays, point.to, now) for stays in here):
                 passback = point.anti_passback is not AntiPassback.TIMED or (
                     (last := _last_entry(at, movements, now)) is not None
                     and now - last < point.anti_passback_time
                 )
         else:
-            here = NOWHERE
+            here = ()
     if passback and point.anti_passback is not AntiPassback.SOFT:
         decision.verdict, decision.left = Verdict.PASSBACK, None
         return decision
     if at.capacities_holder and not rule.bypass_capacity:
         if here is None:
             movements = facts.history.person(str(decision.person), facts.world.presence_since(now))
-            here = stay(facts.world, movements, facts.cleared, now, pending=True) if movements else NOWHERE
-        inside = here.area
+            here = _stays(facts, movements, now)
         asked = [
             (area, capacity)
             for area, capacity in at.capacities_holder
-            if inside not in facts.world.areas[area].down
+            if not any(is_in(facts.world, stays, area, now) for stays in here)
         ]
         if _full(facts, asked, now):
             decision.verdict, decision.left = Verdict.AREA_FULL, None
@@ -432,6 +441,17 @@ def _presence(
         flags = (("grace",) if grace else ()) + (("passback",) if passback else ())
         decision.flags = flags + (("attention",) if product.attention else ())
     return decision
+
+
+def _stays(facts: Facts, movements: Sequence[Movement], now: int) -> tuple[Stay, ...]:
+    """Where somebody is, and where a pending entry leads."""
+    if not movements:
+        return ()
+    world, cleared = facts.world, facts.cleared
+    return (
+        stay(world, movements, cleared, now, pending=False),
+        stay(world, movements, cleared, now, pending=True),
+    )
 
 
 def _last_entry(at: PointAt, movements: Sequence[Movement], now: int) -> int | None:

@@ -334,6 +334,8 @@ class AccessEvent:
     """Who asked for it, for acts by hand: ``admin``, ``central``, ``emergency``, ``start``."""
     movement: Movement | None = field(default=None, compare=False)
     """What this event does to presence and counts: the movement that it makes or settles."""
+    trusted: bool = False
+    """The clock was synchronised when it was recorded: its time may serve as a floor after a restart."""
     seq: int | None = None
     """Given by the ledger when it is written."""
 

@@ -54,20 +54,14 @@ def stay(
             continue
         if m.passage is Passage.PENDING and (not pending or world.areas.is_exit(m.from_, m.to)):
             continue
-        after = step(world, here, m)
-        if after is None:
-            continue  # a guest left with the card
-        here = after
+        here = arrive(world, m)
         if cleared and any(m.at < cleared.get(a, m.at) <= now for a in world.areas[m.to].up):
             here = NOWHERE
     return here if here.until > now else NOWHERE
 
 
-def step(world: World, here: Stay, m: Movement) -> Stay | None:
-    """Where a person's own movement leads; None where it is an exit from where they are not: a guest
-    left with the card of somebody who is out already."""
-    if world.areas.is_exit(m.from_, m.to) and not is_in(world, here, m.from_, m.at):
-        return None
+def arrive(world: World, m: Movement) -> Stay:
+    """Where a person's own movement leads: presence is the area last seen in, wherever they were before."""
     return Stay(m.to, ends(world, m.to, m.at)) if m.to != OUTSIDE else NOWHERE
 
 
@@ -82,8 +76,8 @@ class _Heads:
 
     holders: Counter[int]
     heads: Counter[int]
-    missing: Counter[int]
-    """Holders whom an unknown at the exit took out of the count."""
+    missing: int = 0
+    """Holders whom an unknown at the exit took out of the count: never more than are there."""
     pending: int = 0
     lapses: int = 1 << 62
     """The earliest instant at which something lapses."""
@@ -92,18 +86,20 @@ class _Heads:
         which[until] += n
         if which[until] <= 0:
             del which[until]
+        self.missing = min(self.missing, self.holders.total())
         self.lapses = min(self.lapses, until)
 
     def advance(self, now: int) -> None:
         if now < self.lapses:
             return
-        for which in (self.holders, self.heads, self.missing):
+        for which in (self.holders, self.heads):
             for until in [u for u in which if u <= now]:
                 del which[until]
-        self.lapses = min((u for w in (self.holders, self.heads, self.missing) for u in w), default=1 << 62)
+        self.missing = min(self.missing, self.holders.total())
+        self.lapses = min((until for which in (self.holders, self.heads) for until in which), default=1 << 62)
 
     def count(self) -> int:
-        return max(0, self.holders.total() + self.heads.total() - self.missing.total())
+        return self.holders.total() + self.heads.total() - self.missing
 
 
 def _take_one(which: Counter[int]) -> bool:
@@ -126,7 +122,7 @@ class Occupancy:
     def _at(self, area: str, now: int) -> _Heads:
         found = self._areas.get(area)
         if found is None:
-            found = self._areas[area] = _Heads(Counter(), Counter(), Counter())
+            found = self._areas[area] = _Heads(Counter(), Counter())
         found.advance(now)
         return found
 
@@ -151,34 +147,41 @@ class Occupancy:
         """A holder's presence changes."""
         if before == after:
             return
-        for here, n in ((before, -1), (after, 1)):
+        # First in, then out: who is seen again does not settle who it was that left unseen.
+        for here, n in ((after, 1), (before, -1)):
             if here.until <= now:
                 continue
             for area in self._world.areas[here.area].up:
                 heads = self._at(area, now)
                 heads.add(heads.holders, here.until, n)
 
-    def head(self, from_: str, to: str, at: int, now: int, *, known: bool, heads: int = 1) -> None:
-        """Somebody without a presence of their own goes through: a guest or an unknown.
+    def head(self, from_: str, to: str, at: int, now: int, heads: int = 1) -> None:
+        """Guests or unknown people go through: out of the areas left, into those entered.
 
-        ``known``: it was the card of a holder who is out already; it takes out a guest, never a holder.
+        Leaving takes out a head if there is one, else one of the holders present from the count.
         """
         world = self._world
         up_from, up_to = world.areas[from_].up, world.areas[to].up
+        until = ends(world, to, at) if to != OUTSIDE else 0
         for _ in range(heads):
             for area in up_from:
                 if area in up_to:
                     continue
                 here = self._at(area, now)
-                if _take_one(here.heads) or known or here.count() == 0:
-                    continue
-                here.add(here.missing, min(here.holders), 1)
-            until = ends(world, to, at) if to != OUTSIDE else 0
-            for area in up_to:
-                if area in up_from or until <= now:
-                    continue
+                if not _take_one(here.heads) and here.missing < here.holders.total():
+                    here.missing += 1
+        for area in up_to:
+            if area not in up_from and until > now:
                 here = self._at(area, now)
-                here.add(here.heads, until, 1)
+                here.add(here.heads, until, heads)
+
+    def leave(self, before: Stay, from_: str, to: str, at: int, now: int) -> None:
+        """A holder's card is shown on the way out of areas that the holder was not in: out of each of them
+        it takes a guest."""
+        world = self._world
+        for area in world.areas[from_].up:
+            if area not in world.areas[to].up and not is_in(world, before, area, at):
+                _take_one(self._at(area, now).heads)
 
     def unhead(self, from_: str, to: str, at: int, now: int) -> None:
         """A head that was counted in did not go through after all (annulled)."""
@@ -196,7 +199,7 @@ class Occupancy:
             here = self._at(around, now)
             here.holders -= gone.holders
             here.heads -= gone.heads
-            here.missing -= gone.missing
+            here.missing = max(0, min(here.missing - gone.missing, here.holders.total()))
         for inner in self._world.areas[area].down:
             pending = self._areas[inner].pending if inner in self._areas else 0
-            self._areas[inner] = _Heads(Counter(), Counter(), Counter(), pending)
+            self._areas[inner] = _Heads(Counter(), Counter(), 0, pending)

@@ -78,6 +78,10 @@ class Areas:
             found = self._known[id_] = AreaAt(id_, (id_,), frozenset(down), None, None)
         return found
 
+    def known(self) -> list[str]:
+        """Every area that a record describes or a point leads to, without the street."""
+        return [a for a in self._known if a != OUTSIDE]
+
     def inside(self, areas: Iterable[str]) -> frozenset[str]:
         """These areas and all that lie within them."""
         return frozenset().union(*(self[a].down for a in areas))
@@ -223,8 +227,9 @@ class RuleAt:
         free = max(m.at for m in entries) + self.again
         return free if at < free else None
 
-    def since(self, limit: Limit, entitlement: Entitlement, at: int) -> int:
-        """The first instant of the limit's period in which ``at`` lies."""
+    def since(self, limit: Limit, entitlement: Entitlement, at: int, entered: int | None = None) -> int:
+        """The first instant of the limit's period in which ``at`` lies. ``entered``: for a guest, when the
+        host came, for it is the host's event that counts."""
         calendar = self._calendar
         match limit.per:
             case Per.HOUR:
@@ -238,7 +243,7 @@ class RuleAt:
             case Per.YEAR:
                 return calendar.day_start(calendar.year(calendar.day(at)))
             case Per.EVENT:
-                found = self.found(at)
+                found = self.found(at if entered is None else entered)
                 # An entry in the early minutes is already one of this event.
                 return ALWAYS if found is None else found.start - self.early
             case Per.TERM:
@@ -252,13 +257,20 @@ class RuleAt:
         return reach
 
     def remaining(
-        self, limit: Limit, entitlement: Entitlement, entries: Sequence[Movement], at: int, *, guests: bool
+        self,
+        limit: Limit,
+        entitlement: Entitlement,
+        entries: Sequence[Movement],
+        at: int,
+        *,
+        guests: bool,
+        entered: int | None = None,
     ) -> int | None:
         """How many entries the limit still allows (days: 1 counts today); minutes: 1 or 0.
 
         None where a limit by days costs nothing more today.
         """
-        since = self.since(limit, entitlement, at)
+        since = self.since(limit, entitlement, at, entered)
         counted = [m for m in entries if m.at >= since]
         if limit.minutes is not None:
             return 1 if not counted or at - min(m.at for m in counted) < limit.minutes * MINUTE else 0
@@ -280,24 +292,32 @@ class RuleAt:
         at: int,
         *,
         guests: bool,
+        entered: int | None = None,
     ) -> bool:
         """Step h: whether any of these limits allows nothing more."""
-        return any(
-            (left := self.remaining(limit, entitlement, entries, at, guests=guests)) is not None and left <= 0
-            for limit in limits
-        )
+        for limit in limits:
+            left = self.remaining(limit, entitlement, entries, at, guests=guests, entered=entered)
+            if left is not None and left <= 0:
+                return True
+        return False
 
     def left(
-        self, entitlement: Entitlement, entries: Sequence[Movement], at: int, *, spend: bool
+        self,
+        entitlement: Entitlement,
+        entries: Sequence[Movement],
+        at: int,
+        *,
+        spend: bool,
+        entered: int | None = None,
     ) -> int | None:
         """What remains of the tightest ``max`` after this entry (``spend``), None without one."""
         tightest: int | None = None
         for limit in self.limits:
             if limit.max is None:
                 continue
-            left = self.remaining(limit, entitlement, entries, at, guests=False)
+            left = self.remaining(limit, entitlement, entries, at, guests=False, entered=entered)
             if left is None:
-                since = self.since(limit, entitlement, at)
+                since = self.since(limit, entitlement, at, entered)
                 days = {self._calendar.day(m.at) for m in entries if m.at >= since}
                 allowed = limit.max
                 if limit.per is Per.TERM and entitlement.entries is not None:

@@ -34,10 +34,10 @@ def utc(at: int) -> datetime:
 class Calendar:
     """Conversions for one time zone and one start of the day (minutes after midnight)."""
 
-    __slots__ = ("_day", "_day_from", "_day_to", "_from", "_offset", "_starts", "_to", "_zone", "day_starts")
+    __slots__ = ("_day", "_day_from", "_day_to", "_from", "_offset", "_starts", "_to", "day_starts", "zone")
 
     def __init__(self, timezone: str = "UTC", day_starts: int = 0) -> None:
-        self._zone = ZoneInfo(timezone)
+        self.zone = ZoneInfo(timezone)
         self.day_starts = day_starts * MINUTE
         # The offset is cached for the minute and the venue day for its length: a scan asks for both,
         # and zoneinfo costs more than everything else that judging does.
@@ -50,7 +50,7 @@ class Calendar:
         if self._from <= at < self._to:
             return self._offset
         minute = at - at % MINUTE
-        offset = _clamped(minute).astimezone(self._zone).utcoffset()
+        offset = _clamped(minute).astimezone(self.zone).utcoffset()
         assert offset is not None
         self._from, self._to, self._offset = minute, minute + MINUTE, offset // _MICROSECOND
         return self._offset
@@ -92,7 +92,7 @@ class Calendar:
             return naive
         local = datetime(1970, 1, 1) + timedelta(microseconds=naive)  # noqa: DTZ001 - local by intent
         first, second = (
-            naive - (local.replace(tzinfo=self._zone, fold=f).utcoffset() or timedelta()) // _MICROSECOND
+            naive - (local.replace(tzinfo=self.zone, fold=f).utcoffset() or timedelta()) // _MICROSECOND
             for f in (0, 1)
         )
         if first > second:  # the clock jumps over it, somewhere in (second, first]
@@ -115,7 +115,7 @@ class Calendar:
 
     def offset_exact(self, at: int) -> int:
         """As ``offset``, without the minute's cache (a transition may fall inside a minute)."""
-        offset = _clamped(at).astimezone(self._zone).utcoffset()
+        offset = _clamped(at).astimezone(self.zone).utcoffset()
         assert offset is not None
         return offset // _MICROSECOND
 
@@ -158,7 +158,7 @@ class Calendar:
 
     def local(self, at: int) -> datetime:
         """The instant as an aware datetime of the venue."""
-        return _clamped(at).astimezone(self._zone)
+        return _clamped(at).astimezone(self.zone)
 
     def rfc3339(self, at: int) -> str:
         """The instant in words for programs, with the venue's offset."""

@@ -572,17 +572,7 @@ WRONG = {
         "point[2].lane",
         "a lane of its own",
     ),
-    "two points one way": (
-        edited(add=SECOND_POINT.replace("hall", "x").replace("outside", "hall").replace('"x"', '"outside"')),
-        "point[1].from",
-        "swap from and to",
-    ),
     "anti_passback": (point_with("anti_passback = 'on'"), "point[0].anti_passback", '"soft", "hard" or'),
-    "minutes without timed": (
-        point_with("anti_passback = 'hard'\nanti_passback_minutes = 5"),
-        "point[0].anti_passback_minutes",
-        'set anti_passback = "timed"',
-    ),
     "guest window": (point_with("guest_window_s = -1"), "point[0].guest_window_s", "give 0 to 3600"),
     "guest window true": (point_with("guest_window_s = true"), "point[0].guest_window_s", "give 0 to 3600"),
     "unknown_at_exit": (

@@ -1,0 +1,303 @@
+"""What can be asked of a running gate through its sockets, and by whom (docs/control.md)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from gateway import __version__
+from gateway.cache.ledger import event_json
+from gateway.control import Call, CallError, Later
+from gateway.model import OUTSIDE, LaneMode, Movement, Passage
+from gateway.replay import output
+from gateway.venuetime import instant
+
+if TYPE_CHECKING:
+    from gateway.daemon import Daemon
+
+_STEP = 64
+"""Events read and written out in one step: a third of a millisecond."""
+MAX_EVENTS = 1000
+_POLL = 0.01
+
+
+class Calls:
+    """The calls of both roles, on one daemon."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+
+    def both(self) -> dict[str, Call]:
+        return {"status": self.status, "metrics": self.metrics, "events": self.events}
+
+    def admin(self) -> dict[str, Call]:
+        """Somebody on this machine who may do everything that a hand at the gate may."""
+        return {
+            **self.both(),
+            "check": self.check,
+            "open": self.open,
+            "lane": self.lane,
+            "clear": self.clear,
+            "annul": self.annul,
+            "generation": self.generation,
+            "apply": self.apply,
+        }
+
+    def sync(self) -> dict[str, Call]:
+        """The courier. What it brings must be signed by the central; without a key pinned at enrolment
+        nothing can be, so changes, generations and commands are refused."""
+        return {
+            **self.both(),
+            "acknowledge": self.acknowledge,
+            "refuse": self.refuse,
+            "generation": self.unsigned,
+            "apply": self.unsigned,
+            "command": self.unsigned,
+        }
+
+    # --- reading ---------------------------------------------------------------------------------------
+
+    def status(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        """How the gate is: for people, doctor and the status page."""
+        d = self._daemon
+        gate, now = d.gate, time.time_ns() // 1000
+        snapshot = d.snapshot
+        return {
+            "gateway": d.config.gateway.id,
+            "version": __version__,
+            "clock": {"suspect": gate.clock.suspect, "synchronised": d.synchronised},
+            "lanes": [
+                {
+                    "lane": name,
+                    "state": at.lane.mode,
+                    "fault": at.fault,
+                    "sensor": at.sensor,
+                    "pending": len(at.lane.pending),
+                    "points": [p.point.name for p in at.points],
+                }
+                for name, at in gate.lanes.items()
+            ],
+            "readers": [
+                {"reader": r.name, "point": r.point, "device": r.device, "up": d.readers[r.name].up}
+                for r in d.config.readers
+            ],
+            "areas": {
+                area: gate.facts.occupancy.present(area, now) for area in sorted(gate.world.areas.known())
+            },
+            "snapshot": None
+            if snapshot is None
+            else {
+                "generation": snapshot.generation,
+                "cursor": snapshot.cursor,
+                "published": gate.world.calendar.rfc3339(snapshot.published),
+                "counts": snapshot.counts,
+                "stale": gate.stale,
+                "set_aside": d.set_aside,
+            },
+            "ledger": {
+                "epoch": d.ledger.epoch,
+                "last_seq": d.ledger.last_seq,
+                "pending": d.ledger.pending,
+                "lost": d.ledger.lost,
+                "fault": d.ledger.failed,
+                "set_aside": None if d.ledger.set_aside is None else str(d.ledger.set_aside),
+            },
+        }
+
+    def metrics(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        """The exposition text, made now."""
+        return {"text": self._daemon.scrape().decode()}
+
+    def events(self, arguments: Mapping[str, Any]) -> Iterator[Any]:
+        """Committed events after ``since``, at most ``limit``."""
+        since = _whole(arguments, "since", 0)
+        limit = min(_whole(arguments, "limit", MAX_EVENTS), MAX_EVENTS)
+        return self._events(since, limit)
+
+    def _events(self, since: int, limit: int) -> Iterator[Any]:
+        d = self._daemon
+        zone = d.gate.world.calendar.zone
+        found: list[dict[str, Any]] = []
+        last = since
+        while len(found) < limit:
+            rows = d.ledger.events(last, min(_STEP, limit - len(found)))
+            if not rows:
+                break
+            found += [event_json(row, d.config.gateway.id, d.ledger.epoch, zone) for row in rows]
+            last = rows[-1]["seq"]
+            yield Later()
+        yield {"events": found, "last": last, "last_seq": d.ledger.last_seq, "epoch": d.ledger.epoch}
+
+    def check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The verdict on a code, changing nothing."""
+        d, gate = self._daemon, self._daemon.gate
+        code, point = _text(arguments, "code"), _text(arguments, "point")
+        at = gate.world.points.get(point)
+        if at is None:
+            raise CallError(
+                "bad_request", f"point {point!r} is not configured; there are {_list(gate.world.points)}"
+            )
+        text = arguments.get("at")
+        now = gate.clock.peek(time.time_ns() // 1000, time.monotonic_ns() // 1000)
+        if text is not None:
+            try:
+                moment = datetime.fromisoformat(str(text))
+            except ValueError:
+                moment = None
+            if moment is None or moment.tzinfo is None:
+                raise CallError(
+                    "bad_request", "at: not an instant with an offset, like 2026-11-21T10:00:00+01:00"
+                )
+            now = instant(moment)
+            with d.gate.as_of(self._daemon.movements(now), now):
+                decision = gate.judge(at, code.encode(), now)
+        else:
+            decision = gate.judge(at, code.encode(), now, suspect=gate.clock.suspect)
+        return output(gate.world.calendar.rfc3339(now), point, gate.tell(at, decision, now))
+
+    # --- acts by hand ------------------------------------------------------------------------------------
+
+    def open(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Open a lane once."""
+        lane = self._lane(arguments)
+        self._daemon.gate.open_once(lane, "admin", *_now())
+        return {"lane": lane, "opened": True}
+
+    def lane(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Set a lane normal, closed or free."""
+        lane, state = self._lane(arguments), _text(arguments, "state")
+        if state not in tuple(LaneMode):
+            raise CallError("bad_request", f"state must be one of {_list(LaneMode)}")
+        self._daemon.gate.set_mode(lane, LaneMode(state), "admin", *_now())
+        return {"lane": lane, "state": state}
+
+    def clear(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Everybody in an area is outside."""
+        area = _text(arguments, "area")
+        known = self._daemon.gate.world.areas.known()
+        if area == OUTSIDE or area not in known:
+            raise CallError("bad_request", f"area {area!r} is not known; there are {_list(known)}")
+        self._daemon.gate.clear(area, "admin", *_now())
+        return {"area": area, "cleared": True}
+
+    def annul(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The person of an event did not go through after all."""
+        seq = _whole(arguments, "seq", None)
+        gate = self._daemon.gate
+        pending = gate.pending_of(seq)
+        if pending is not None:
+            lane, grant = pending
+            gate.withdraw(lane, grant, "admin", *_now())
+            return {"seq": seq, "annulled": True}
+        movement: Movement | None = self._daemon.ledger.movement(seq)
+        if movement is None:
+            raise CallError("bad_request", f"event {seq} is no grant of this ledger: see gateway ledger")
+        if movement.passage is Passage.NOT_TAKEN:
+            raise CallError("bad_request", f"nobody went through at event {seq}; there is nothing to annul")
+        gate.annul(seq, movement, "admin", *_now())
+        return {"seq": seq, "annulled": True}
+
+    def _lane(self, arguments: Mapping[str, Any]) -> str:
+        lane = _text(arguments, "lane")
+        if lane not in self._daemon.gate.lanes:
+            raise CallError(
+                "bad_request", f"lane {lane!r} is not configured; there are {_list(self._daemon.gate.lanes)}"
+            )
+        return lane
+
+    # --- snapshot and changes --------------------------------------------------------------------------
+
+    def generation(self, _: Mapping[str, Any]) -> Iterator[Any]:
+        """A new generation lies in the data_dir: take it."""
+        return self._generation()
+
+    def _generation(self) -> Iterator[Any]:
+        d = self._daemon
+        future = d.take_generation()
+        while not future.done():
+            yield Later(_POLL)
+        snapshot = future.result()
+        if snapshot is None:
+            raise CallError("no_snapshot", "no generation in the data_dir can be used")
+        if snapshot.generation == d.generation:
+            snapshot.close()
+        else:
+            d.switch(snapshot)
+        yield {"generation": d.generation}
+
+    def apply(self, arguments: Mapping[str, Any]) -> Iterator[Any]:
+        """Changes of single records into the generation in use, in one transaction."""
+        records = arguments.get("records")
+        if not isinstance(records, list) or len(records) > MAX_EVENTS:
+            raise CallError("bad_request", f"records must be a list of at most {MAX_EVENTS}")
+        if self._daemon.snapshot is None:
+            raise CallError("no_snapshot", "there is no generation to apply changes to; import one first")
+        cursor = arguments.get("cursor")
+        return self._apply(records, cursor if isinstance(cursor, str) else None)
+
+    def _apply(self, records: list[dict[str, Any]], cursor: str | None) -> Iterator[Any]:
+        d = self._daemon
+        future = d.apply(records, cursor)
+        while not future.done():
+            yield Later(_POLL)
+        applied = future.result()
+        d.metrics.changes.labels("applied").inc(applied.changed)
+        d.metrics.changes.labels("set_aside").inc(len(applied.bad))
+        if any(isinstance(r, dict) and r.get("kind") in _COMPILED for r in records):
+            d.recompile()
+        yield {
+            "changed": applied.changed,
+            "set_aside": [str(b) for b in applied.bad],
+            "cursor": d.snapshot.cursor if d.snapshot is not None else None,
+        }
+
+    def unsigned(self, _: Mapping[str, Any]) -> Any:
+        """What only the central may order."""
+        raise CallError(
+            "not_enrolled", "no central's key is pinned here, so nothing that it signed can be verified"
+        )
+
+    def acknowledge(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The central has every event up to this one."""
+        epoch, seq = _whole(arguments, "epoch", None), _whole(arguments, "seq", None)
+        d = self._daemon
+        if epoch != d.ledger.epoch or seq > d.ledger.last_seq:
+            raise CallError("bad_request", "no such event here: epoch and seq must be those of this ledger")
+        d.ledger.acknowledge(epoch, seq)
+        return {"acknowledged": seq}
+
+    def refuse(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The central refused this event: it is set aside and shown, never deleted."""
+        seq, reason = _whole(arguments, "seq", None), _text(arguments, "reason")
+        if seq > self._daemon.ledger.last_seq:
+            raise CallError("bad_request", f"there is no event {seq} here")
+        self._daemon.ledger.refuse(seq, reason[:500])
+        return {"refused": seq}
+
+
+_COMPILED = ("venue", "area", "event", "product", "usage")
+"""Kinds that are compiled or reckoned in memory."""
+
+
+def _now() -> tuple[int, int]:
+    return time.time_ns() // 1000, time.monotonic_ns() // 1000
+
+
+def _text(arguments: Mapping[str, Any], name: str) -> str:
+    value = arguments.get(name)
+    if not isinstance(value, str):
+        raise CallError("bad_request", f"{name}: a text is needed")
+    return value
+
+
+def _whole(arguments: Mapping[str, Any], name: str, default: int | None) -> int:
+    value = arguments.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise CallError("bad_request", f"{name}: a whole number, 0 or more, is needed")
+    return value
+
+
+def _list(names: Any) -> str:
+    return ", ".join(str(n) for n in names) or "none"

@@ -1,0 +1,377 @@
+"""The gate's unix sockets: how everybody else speaks with the gate (docs/control.md).
+
+One JSON object a line in both directions. Rights come from which socket a client is connected to, not
+from who the client says it is: with ``PrivateUsers=yes`` every peer looks like nobody.
+
+A client that is slow, silent or hostile never delays a scan:
+- a request is handled in short steps on the loop, and a role may use a tenth of the loop's time: after a
+  step that took d, its next one waits for 9 d;
+- what a client does not read is bounded: its requests are not read on until it has read its answers, and
+  a watcher that lags loses verdicts, not the gate's memory;
+- lines, clients and unread bytes have limits; who passes them is cut off and counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal, NamedTuple
+
+import orjson
+
+PROTOCOL = 1
+MAX_LINE = 1 << 20
+MAX_CLIENTS = 32
+_UNREAD = 1 << 18
+"""Bytes of answers that wait for the client before its next request is read."""
+_LAG = 1 << 20
+"""Bytes of verdicts that a watcher may leave unread before it loses some."""
+_SHARE = 9
+"""A role's step of d seconds is followed by this many d for everybody else."""
+
+Role = Literal["admin", "sync"]
+Call = Callable[[Mapping[str, Any]], Any]
+"""A call's handler: arguments to a JSON-able result, or to an iterator that yields ``Later`` between short
+steps and at last the result. Raises ``CallError`` for what the client did wrong."""
+
+
+class Later(NamedTuple):
+    """Not done: go on with the next step after so many seconds."""
+
+    seconds: float = 0.0
+
+
+class CallError(Exception):
+    """Refused, with a code for programs and a sentence for people."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Socket:
+    """One listening socket with the calls that its role may make."""
+
+    def __init__(
+        self,
+        role: Role,
+        calls: Mapping[str, Call],
+        hello: Mapping[str, Any],
+        on_dropped: Callable[[str], None],
+    ) -> None:
+        self.role: Role = role
+        self.calls = calls
+        self.hello = hello
+        self.on_dropped = on_dropped
+        self.clients: set[_Client] = set()
+        self.free_at = 0.0
+        self._server: asyncio.Server | None = None
+        self._path: Path | None = None
+
+    async def listen(self, where: Path | socket.socket) -> None:
+        """Listen at a path (an old socket file there is replaced), or on a socket handed over.
+
+        Raises:
+            OSError: the path cannot be used.
+        """
+        loop = asyncio.get_running_loop()
+        if isinstance(where, Path):
+            _clear_stale(where)
+            mask = os.umask(0o117)
+            try:
+                self._server = await loop.create_unix_server(lambda: _Client(self), path=str(where))
+            finally:
+                os.umask(mask)
+            self._path = where
+        else:
+            self._server = await loop.create_unix_server(lambda: _Client(self), sock=where)
+
+    def tell(self, verdict: Mapping[str, Any]) -> None:
+        """A verdict for everybody who watches."""
+        watching = [c for c in self.clients if c.watching]
+        if watching:
+            line = orjson.dumps({"verdict": verdict}) + b"\n"
+            for client in watching:
+                client.tell(line)
+
+    @property
+    def watched(self) -> bool:
+        return any(c.watching for c in self.clients)
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for client in tuple(self.clients):
+            client.drop()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+def _clear_stale(path: Path) -> None:
+    """Remove the socket file of a gate that is gone; the lock on the data_dir says that none runs."""
+    try:
+        if stat.S_ISSOCK(path.stat().st_mode):
+            path.unlink()
+    except FileNotFoundError:
+        pass
+
+
+class _Client(asyncio.Protocol):
+    """One connection. Requests are handled in order, one at a time, in steps."""
+
+    def __init__(self, socket_: Socket) -> None:
+        self._socket = socket_
+        self._buffer = bytearray()
+        self._loop = asyncio.get_running_loop()
+        self._steps: Iterator[Any] | None = None
+        self._request: Any = None
+        self._scheduled = False
+        self._pause = 0.0
+        self._writable = True
+        self.watching = False
+        self.lagged = 0
+        self._transport: asyncio.Transport | None = None
+
+    # --- asyncio ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=_UNREAD)
+        if len(self._socket.clients) >= MAX_CLIENTS:
+            self._write({"error": f"too many clients, at most {MAX_CLIENTS}", "code": "busy"})
+            transport.close()
+            self._transport = None
+            return
+        self._socket.clients.add(self)
+        self._write({**self._socket.hello, "protocol": PROTOCOL, "role": self._socket.role})
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._socket.clients.discard(self)
+        self._transport = None
+        self._steps = None
+        self._buffer.clear()
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        if len(self._buffer) > MAX_LINE and self._buffer.find(b"\n", 0, MAX_LINE) < 0:
+            self._socket.on_dropped(self._socket.role)
+            self.drop()
+            return
+        self._schedule()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        self._writable = False
+
+    def resume_writing(self) -> None:
+        self._writable = True
+        self._schedule()
+
+    # --- one request after the other ---
+
+    def _schedule(self) -> None:
+        """See to it that the next step is taken when this role's turn comes."""
+        if self._transport is None or self._scheduled or not self._writable:
+            self._hold()
+            return
+        if self._steps is None and b"\n" not in self._buffer:
+            self._hold()
+            return
+        self._scheduled = True
+        self._hold()
+        wait, self._pause = max(self._pause, self._socket.free_at - perf_counter()), 0.0
+        self._loop.call_later(max(0.0, wait), self._step)
+
+    def _hold(self) -> None:
+        """Read no further while there is enough to do, so that a flood stays in the sender's own buffer."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        if len(self._buffer) > _UNREAD or (not self._writable and self._buffer):
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    def _step(self) -> None:
+        self._scheduled = False
+        if self._transport is None:
+            return
+        now = perf_counter()
+        if now < self._socket.free_at:  # another client of this role was first
+            self._schedule()
+            return
+        self._work()
+        took = perf_counter() - now
+        self._socket.free_at = now + took * (1 + _SHARE)
+        self._schedule()
+
+    def _work(self) -> None:
+        try:
+            if self._steps is None:
+                end = self._buffer.find(b"\n")
+                if end < 0:
+                    return
+                line = bytes(self._buffer[:end])
+                del self._buffer[: end + 1]
+                result = self._start(line)
+                if not isinstance(result, Iterator):
+                    self._answer(result)
+                    return
+                self._steps = result
+            result = next(self._steps)
+            if isinstance(result, Later):
+                self._pause = result.seconds
+            else:
+                self._steps = None
+                self._answer(result)
+        except CallError as error:
+            self._steps = None
+            self._write({"id": self._request, "ok": False, "code": error.code, "error": str(error)})
+
+    def _start(self, line: bytes) -> Any:
+        self._request = None
+        try:
+            request = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            raise CallError("bad_request", "not a JSON object on a line") from None
+        if not isinstance(request, dict):
+            raise CallError("bad_request", "not a JSON object on a line")
+        id_ = request.get("id")
+        self._request = id_ if isinstance(id_, int | str) else None
+        name = request.get("call")
+        if name == "watch":
+            self.watching = True
+            return {"watching": True}
+        call = self._socket.calls.get(name) if isinstance(name, str) else None
+        if call is None:
+            raise CallError(
+                "not_allowed", f"no such call for the role {self._socket.role}; see docs/control.md"
+            )
+        return call(request)
+
+    def _answer(self, result: Any) -> None:
+        self._write({"id": self._request, "ok": True, "result": result})
+
+    def _write(self, message: Mapping[str, Any]) -> None:
+        if self._transport is not None:
+            self._transport.write(orjson.dumps(message) + b"\n")
+
+    def tell(self, line: bytes) -> None:
+        transport = self._transport
+        if transport is None:
+            return
+        if transport.get_write_buffer_size() > _LAG:
+            self.lagged += 1
+            return
+        if self.lagged:
+            transport.write(orjson.dumps({"lagged": self.lagged}) + b"\n")
+            self.lagged = 0
+        transport.write(line)
+
+    def drop(self) -> None:
+        """Cut the connection, unread or not."""
+        if self._transport is not None:
+            self._transport.abort()
+        self._socket.clients.discard(self)
+
+
+def handed_over() -> dict[str, socket.socket]:
+    """Sockets that systemd opened for us, by their ``FileDescriptorName`` (sd_listen_fds(3))."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return {}
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    handed = {}
+    for i in range(int(os.environ.get("LISTEN_FDS", "0"))):
+        sock = socket.socket(fileno=3 + i)
+        sock.setblocking(False)
+        os.set_inheritable(3 + i, False)
+        handed[names[i] if i < len(names) else f"fd{i}"] = sock
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(name, None)
+    return handed
+
+
+# --- the other end ----------------------------------------------------------------------------------
+
+
+class NoGate(Exception):
+    """No gate listens there."""
+
+
+class Client:
+    """A blocking client, for the command line."""
+
+    def __init__(self, path: Path, timeout: float = 10) -> None:
+        """Connect.
+
+        Raises:
+            NoGate: nobody listens at the path.
+            PermissionError: this user may not.
+        """
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(timeout)
+        try:
+            self._socket.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            self._socket.close()
+            raise NoGate(str(path)) from error
+        except OSError:
+            self._socket.close()
+            raise
+        self._file = self._socket.makefile("rb")
+        self._id = 0
+        try:
+            self.hello: dict[str, Any] = self._read()
+        except (OSError, NoGate):
+            self.close()
+            raise
+
+    def _read(self) -> dict[str, Any]:
+        line = self._file.readline(64 * MAX_LINE)
+        if not line.endswith(b"\n"):
+            raise NoGate("the gate closed the connection")
+        message: dict[str, Any] = orjson.loads(line)
+        return message
+
+    def call(self, name: str, **arguments: Any) -> Any:
+        """Make a call and wait for its result.
+
+        Raises:
+            CallError: refused by the gate.
+            NoGate: the gate went away.
+        """
+        self._id += 1
+        request = {"id": self._id, "call": name, **{k: v for k, v in arguments.items() if v is not None}}
+        self._socket.sendall(orjson.dumps(request) + b"\n")
+        while True:
+            answer = self._read()
+            if answer.get("id") != self._id:
+                continue  # a verdict in between
+            if answer.get("ok"):
+                return answer.get("result")
+            raise CallError(str(answer.get("code")), str(answer.get("error")))
+
+    def verdicts(self) -> Iterator[dict[str, Any]]:
+        """Everything that is told after ``watch``, for ever."""
+        self.call("watch")
+        self._socket.settimeout(None)
+        while True:
+            message = self._read()
+            if "verdict" in message:
+                yield message["verdict"]
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

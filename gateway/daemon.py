@@ -1,0 +1,598 @@
+"""The gate process, wired: the one place that opens things, connects them and closes them in order.
+
+Start: lock the data_dir, open snapshot and ledger, close grants that a crash left open, reckon who is
+where, open relays, sensors, readers and sockets, say that it is ready. Stop: readers first, so that no
+grant is made that cannot be opened; relays in their configured state; the ledger last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import fcntl
+import heapq
+import os
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from gateway import __version__, control, log
+from gateway.cache import codekey, generations
+from gateway.cache.ledger import Ledger
+from gateway.cache.snapshot import Snapshot
+from gateway.calls import Calls
+from gateway.clock import TrustedClock
+from gateway.config import Config, InputConfig, LaneConfig
+from gateway.gate import Gate
+from gateway.metrics import Metrics
+from gateway.model import HOUR, MINUTE, Decision, LaneMode, Movement, Scan
+from gateway.readers.device import Reader
+from gateway.replay import world_of
+from gateway.rules import PointAt
+from gateway.turnstile.board import Board
+from gateway.turnstile.build import make_input, make_relay
+from gateway.turnstile.relay import Input, InputCallbacks, Relay, RelayCallbacks
+from gateway.venuetime import DAY
+
+_HOUSEKEEPING = 1.0
+_SLOW = 2.0
+"""Seconds for which a reader is not read after an unknown code beyond the rate."""
+_CLOCK_SLACK = 1_000_000
+"""Microseconds by which time synchronisation may step the clock back without it being called suspect."""
+_TELL_AT_ONCE = 64
+"""Verdicts put into words in one go; a longer burst is told in several."""
+_LOG_RATE, _LOG_BURST = 20, 100
+"""Verdicts logged a second, and at once; the rest is counted in the next line."""
+
+
+class DataDirError(Exception):
+    """The data_dir cannot be used; the message says why and what to do."""
+
+
+def wall() -> int:
+    """The wall clock, microseconds."""
+    return time.time_ns() // 1000
+
+
+def monotonic() -> int:
+    """The monotonic clock, microseconds."""
+    return time.monotonic_ns() // 1000
+
+
+def lock_data_dir(data_dir: Path) -> int:
+    """Take the data_dir for this process; the lock is gone with the process. Returns the lock's fd.
+
+    Raises:
+        DataDirError: it is not there, not ours, or another gate runs on it.
+    """
+    try:
+        fd = os.open(data_dir / "gate.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        raise DataDirError(
+            f"gateway.data_dir: {data_dir} is not there; create it: install -d -m 700 {data_dir}"
+        ) from None
+    except OSError as error:
+        raise DataDirError(f"gateway.data_dir: {data_dir}: {error.strerror}; run as its owner") from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise DataDirError(
+            f"gateway.data_dir: another gate runs on {data_dir}; stop it first, or give this one its own data_dir"
+        ) from None
+    return fd
+
+
+def notify(state: str) -> None:
+    """Tell systemd (sd_notify(3)); nothing where it does not listen."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+
+
+class _Timex(ctypes.Structure):
+    """struct timex of adjtimex(2): only ``modes`` is set (0: ask), the rest is room."""
+
+    _fields_ = (("modes", ctypes.c_uint), ("rest", ctypes.c_byte * 252))
+
+
+def clock_synchronised() -> bool:
+    """Whether somebody keeps the clock right: the kernel says so, or systemd-timesyncd has."""
+    if Path("/run/systemd/timesync/synchronized").exists():
+        return True
+    try:
+        # TIME_ERROR (5): the clock is not synchronised. Denied (-1) under ProtectClock.
+        return ctypes.CDLL(None).adjtimex(ctypes.byref(_Timex())) in range(5)
+    except (OSError, AttributeError):
+        return False
+
+
+class Daemon:
+    """One gate process. ``start``, then ``wait`` until told to stop, then ``stop``."""
+
+    def __init__(self, config: Config, *, signals: bool = True) -> None:
+        self.config = config
+        self._signals = signals
+        self._log = log.logger("gate")
+        self.metrics = Metrics()
+        self.readers: dict[str, Reader] = {}
+        self.relays: dict[str, Relay] = {}
+        self.inputs: list[Input] = []
+        self.boards: dict[str, Board] = {}
+        self.sockets: list[control.Socket] = []
+        self.snapshot: Snapshot | None = None
+        self.set_aside: list[str] = []
+        self._stop = asyncio.Event()
+        self._exit = 0
+        self._closers: list[Callable[[], None]] = []
+        self._deadline: asyncio.TimerHandle | None = None
+        self._deadline_at = 0
+        self._told: deque[tuple[Scan, PointAt, Decision, int]] = deque()
+        self._telling = False
+        self._log_left, self._log_at, self._log_missed = float(_LOG_BURST), 0, 0
+        self._work = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
+        self._pruned_at = 0
+
+    # --- start ---------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open everything and begin to admit.
+
+        Raises:
+            DataDirError: the data_dir cannot be used.
+            OSError: a control socket cannot be made.
+        """
+        config, data_dir = self.config, self.config.gateway.data_dir
+        self.loop = asyncio.get_running_loop()
+        self.loop.set_exception_handler(self._crashed)
+        handed = control.handed_over()
+        lock = lock_data_dir(data_dir)
+        self._closers.append(lambda: os.close(lock))
+        try:
+            await self._open(data_dir, handed)
+        except BaseException:
+            self.close()
+            raise
+        if self._signals:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.loop.add_signal_handler(number, self.ask_to_stop)
+        notify(f"READY=1\nSTATUS=admitting, generation {self.generation}")
+        self._log.info(
+            "ready",
+            version=__version__,
+            gateway=config.gateway.id,
+            generation=self.generation,
+            lanes=len(config.lanes),
+            readers=len(config.readers),
+        )
+        self._housekeeping()
+
+    async def _open(self, data_dir: Path, handed: dict[str, socket.socket]) -> None:
+        config = self.config
+        self._closers.append(lambda: self._work.shutdown(wait=True, cancel_futures=True))
+        with contextlib.suppress(generations.BusyError), generations.building(data_dir):
+            generations.clean_leftovers(data_dir)
+        codekey.load_or_create(data_dir)
+        self.snapshot = self._open_snapshot()
+        world = world_of(self.snapshot, config)
+        now, mono = wall(), monotonic()
+        self.synchronised = clock_synchronised()
+        self.ledger = Ledger.open(
+            data_dir,
+            config.gateway.id,
+            loop=self.loop,
+            commit_deadline=config.gateway.commit_deadline_ms * 1000,
+            memory_events=config.gateway.ledger_memory_events,
+            on_failure=config.gateway.on_ledger_failure,
+            on_late=self.metrics.late_commits.inc,
+            on_commit=self._committed,
+            on_fault=self._ledger_fault,
+            recent_from=now - 2 * DAY - world.areas.longest_presence,
+        )
+        self._closers.append(lambda: self.ledger.close(5.0))
+        if self.ledger.set_aside is not None:
+            self._log.error(
+                "ledger was damaged and is set aside; a new epoch has begun",
+                file=str(self.ledger.set_aside),
+                remedy="keep the file: it holds events that may not have been uploaded",
+            )
+        floors = [f for f in (self.ledger.trusted_time(), self._published()) if f is not None]
+        clock = TrustedClock(max(floors, default=None), mono, slack=_CLOCK_SLACK)
+        now = clock.read(now, mono, synchronised=self.synchronised)
+        sensors = {lane.name for lane in config.lanes if lane.passage is not None} | {
+            p.point.lane for p in config.points if p.passage is not None
+        }
+        with_sensor = {p.point.name for p in config.points if p.point.lane in sensors}
+        closed = self.ledger.close_open_grants(with_sensor, now)
+        if closed:
+            self._log.warning("closed grants that had no outcome when the gate stopped", count=closed)
+        self.gate = Gate(
+            config,
+            world,
+            self.ledger,
+            clock,
+            self.metrics,
+            relay=self._relay,
+            own=f"{config.gateway.id}/{self.ledger.epoch}/",
+            cleared=self.ledger.cleared(),
+        )
+        self.gate.monotonic = monotonic
+        self.gate.synchronised = self.synchronised
+        self.gate.use(self.snapshot, world)
+        self.gate.rebuild(self.movements(now), now)
+        self.gate.on_verdict = self._verdict
+        self.gate.on_slow = self._slow
+        self.gate.on_deadline = self._arm
+        for lane, mode in self.ledger.lane_modes().items():
+            if lane in self.gate.lanes and mode != LaneMode.NORMAL:
+                self.gate.restore_mode(lane, LaneMode(mode), monotonic())
+                self._log.warning("lane keeps the state that it was set to", lane=lane, state=mode)
+        for relay in self.relays.values():
+            relay.open()
+        self._closers.append(self._close_relays)
+        for lane_config in config.lanes:
+            if lane_config.passage is not None:
+                self._passage(lane_config.passage, lane_config.name, None)
+            if lane_config.emergency is not None:
+                self._emergency(lane_config.emergency, lane_config.name)
+        for point in config.points:
+            if point.passage is not None:
+                self._passage(point.passage, point.point.lane, point.point.name)
+        for input_ in self.inputs:
+            input_.open()
+        calls = Calls(self)
+        hello = {"gateway": config.gateway.id, "version": __version__, "epoch": self.ledger.epoch}
+        for role, table, path in (
+            ("admin", calls.admin(), config.gateway.admin_socket or data_dir / "admin.sock"),
+            ("sync", calls.sync(), config.gateway.sync_socket or data_dir / "sync.sock"),
+        ):
+            listening = control.Socket(
+                role,  # type: ignore[arg-type]
+                table,
+                hello,
+                lambda r: self.metrics.clients_dropped.labels(r).inc(),
+            )
+            await listening.listen(handed.get(role) or path)
+            self.sockets.append(listening)
+        self._closers.append(lambda: [s.close() for s in self.sockets])  # type: ignore[arg-type,func-returns-value]
+        for reader in config.readers:
+            self.readers[reader.name] = Reader(
+                reader, self.loop, self._scanned, self._reader_state, self._dropped
+            )
+            self.metrics.reader_up.labels(reader.name).set(0)
+        self._closers.append(lambda: [r.close() for r in self.readers.values()])  # type: ignore[arg-type,func-returns-value]
+        for started in self.readers.values():
+            started.start()
+
+    def _open_snapshot(self) -> Snapshot | None:
+        snapshot = Snapshot.open(self.config.gateway.data_dir)
+        if snapshot is None:
+            self._log.warning(
+                "no snapshot yet: every code is unknown", remedy="gateway import FILE, or join a central"
+            )
+            return None
+        for fault in snapshot.set_aside:
+            self.set_aside.append(str(fault))
+            self._log.error("a generation cannot be used; the one before serves", fault=str(fault))
+        return snapshot
+
+    @property
+    def generation(self) -> int:
+        return 0 if self.snapshot is None else self.snapshot.generation
+
+    def _published(self) -> int | None:
+        return None if self.snapshot is None else self.snapshot.published
+
+    def movements(self, now: int) -> Iterator[Movement]:
+        """All that can still mean presence at ``now``, here and elsewhere, in the order of time."""
+        since = self.gate.world.presence_since(now)
+        usage: Iterator[Movement] = iter(())
+        if self.snapshot is not None:
+            usage = (m for m in self.snapshot.movements_since(since) if not self.gate.past.is_own(m))
+        return heapq.merge(self.ledger.movements_since(since), usage, key=lambda m: m.at)
+
+    # --- relays and sensors ----------------------------------------------------------------------------
+
+    def _relay(self, lane: LaneConfig) -> Relay:
+        name = lane.name
+
+        def state(up: bool, reason: str) -> None:
+            self.gate.relay_state(name, None if up else reason, wall(), monotonic())
+            if up:
+                self._log.info("relay is ready", lane=name)
+            else:
+                self._log.error("relay is lost", lane=name, reason=reason)
+
+        def failed(reason: str) -> None:
+            self._log.error("the relay did not open the lane", lane=name, reason=reason)
+            self.gate.not_pulsed(name, reason, wall(), monotonic())
+
+        def pulsed(at: int) -> None:
+            grant = self.gate.lanes[name].pulsed
+            if grant is not None and grant.scanned:
+                self.metrics.scan_to_pulse.observe((at - grant.scanned) / 1e6)
+
+        relay = make_relay(lane.relay, self.loop, RelayCallbacks(state, failed, pulsed), self.boards)
+        self.relays[name] = relay
+        return relay
+
+    def _close_relays(self) -> None:
+        for lane in self.config.lanes:
+            self.relays[lane.name].close(lane.fail == "safe")
+        for input_ in self.inputs:
+            input_.close()
+
+    def _passage(self, config: InputConfig, lane: str, point: str | None) -> None:
+        def edge(active: bool, _at: int) -> None:
+            if active:
+                self.gate.passed(lane, point, wall(), monotonic())
+
+        self._input(config, f"passage sensor of {point or lane}", edge, lambda: None)
+
+    def _emergency(self, config: InputConfig, lane: str) -> None:
+        def edge(active: bool, _at: int) -> None:
+            self._log.warning("emergency input", lane=lane, active=active)
+            self.gate.emergency(lane, active, wall(), monotonic())
+
+        def level() -> None:
+            if input_.active is not None:
+                self.gate.emergency(lane, input_.active, wall(), monotonic())
+
+        input_ = self._input(config, f"emergency input of {lane}", edge, level)
+
+    def _input(
+        self, config: InputConfig, what: str, edge: Callable[[bool, int], None], back: Callable[[], None]
+    ) -> Input:
+        def state(up: bool, reason: str) -> None:
+            if up:
+                self._log.info("input is ready", input=what)
+                back()
+            else:
+                self._log.error("input is lost", input=what, reason=reason)
+
+        input_ = make_input(config, self.loop, InputCallbacks(edge, state))
+        self.inputs.append(input_)
+        return input_
+
+    # --- scans ---------------------------------------------------------------------------------------
+
+    def _scanned(self, scan: Scan) -> None:
+        self.gate.scanned(scan)
+
+    def _verdict(self, scan: Scan, at: PointAt, decision: Decision, now: int) -> None:
+        """Words are for after the pulse: they are found while the ledger's commit is under way."""
+        if len(self._told) < 10 * _TELL_AT_ONCE:
+            self._told.append((scan, at, decision, now))
+        else:
+            self._log_missed += 1
+        if not self._telling:
+            self._telling = True
+            self.loop.call_soon(self._tell)
+
+    def _tell(self) -> None:
+        self._telling = False
+        watched = any(s.watched for s in self.sockets)
+        for _ in range(min(len(self._told), _TELL_AT_ONCE)):
+            scan, at, decision, now = self._told.popleft()
+            logs = self._may_log(now)
+            if not watched and not logs:
+                continue
+            told = self.gate.tell(at, decision, now) if watched else None
+            if told is not None:
+                line = {
+                    "at": self.gate.world.calendar.rfc3339(now),
+                    "point": at.point.name,
+                    "lane": at.point.lane,
+                    "reader": scan.reader,
+                    "verdict": decision.verdict,
+                    "detail": decision.detail,
+                    "flags": decision.flags,
+                    "credential": decision.credential,
+                    "entitlement": decision.entitlement,
+                    "product": decision.product,
+                    "guest": decision.guest,
+                    "left": decision.left,
+                    "notice": told.notice,
+                    "message": told.message,
+                }
+                for listening in self.sockets:
+                    listening.tell(line)
+            if logs:
+                missed, self._log_missed = self._log_missed, 0
+                more = {"not_logged": missed} if missed else {}
+                if decision.detail is not None:
+                    more["detail"] = decision.detail  # type: ignore[assignment]
+                self._log.info(
+                    "scan",
+                    point=at.point.name,
+                    verdict=str(decision.verdict),
+                    credential=decision.credential,
+                    **more,
+                )
+        if self._told:
+            self._telling = True
+            self.loop.call_soon(self._tell)
+
+    def _may_log(self, now: int) -> bool:
+        self._log_left = min(_LOG_BURST, self._log_left + (now - self._log_at) / 1e6 * _LOG_RATE)
+        self._log_at = now
+        if self._log_left < 1:
+            self._log_missed += 1
+            return False
+        self._log_left -= 1
+        return True
+
+    def _reader_state(self, name: str, up: bool, reason: str) -> None:
+        self.metrics.reader_up.labels(name).set(up)
+        if up:
+            self._log.info("reader is ready", reader=name)
+        else:
+            self._log.warning("reader is down", reader=name, reason=reason)
+
+    def _dropped(self, name: str, count: int) -> None:
+        self.metrics.reader_dropped.labels(name).inc(count)
+
+    def _slow(self, name: str) -> None:
+        self._log.warning("too many unknown codes: the reader is slowed down", reader=name)
+        self.readers[name].slow(_SLOW)
+
+    # --- ledger ----------------------------------------------------------------------------------------
+
+    def _committed(self, seconds: float, _events: int) -> None:
+        self.metrics.commit.observe(seconds)
+
+    def _ledger_fault(self, reason: str | None) -> None:
+        self.metrics.ledger_up.set(reason is None)
+        if reason is None:
+            self._log.info("ledger can be written again")
+        else:
+            self._log.error(
+                "ledger cannot be written",
+                reason=reason,
+                on_ledger_failure=self.config.gateway.on_ledger_failure,
+            )
+
+    # --- time --------------------------------------------------------------------------------------------
+
+    def _arm(self) -> None:
+        """One timer, at the earliest thing that a lane waits for."""
+        due = self.gate.next_deadline
+        if due is None:
+            return
+        if self._deadline is not None:
+            if self._deadline_at <= due:
+                return
+            self._deadline.cancel()
+        self._deadline_at = due
+        self._deadline = self.loop.call_at(due / 1e6, self._due)
+
+    def _due(self) -> None:
+        self._deadline = None
+        self.gate.tick(wall(), max(monotonic(), self._deadline_at))
+        self._arm()
+
+    def _housekeeping(self) -> None:
+        """Once a second: what a scrape shows, staleness, and the watchdog."""
+        now = wall()
+        gate, metrics = self.gate, self.metrics
+        if self.synchronised is not (synchronised := clock_synchronised()):
+            self.synchronised = gate.synchronised = synchronised
+            self._log.info("clock", synchronised=synchronised)
+        now = gate.clock.read(now, monotonic(), synchronised=self.synchronised)
+        metrics.clock_suspect.set(gate.clock.suspect)
+        age = self.snapshot_age(now)
+        limit = self.config.gateway.max_snapshot_age_h
+        gate.stale = (
+            self.config.gateway.on_stale == "deny"
+            and limit is not None
+            and age is not None
+            and age > limit * HOUR
+        )
+        metrics.pending_events.set(self.ledger.pending)
+        notify("WATCHDOG=1")
+        if now - self._pruned_at > 60 * MINUTE:
+            self._pruned_at = now
+            self.ledger.prune(now, self.config.gateway.retain_days)
+            self.ledger.watch(now - 2 * DAY - gate.world.areas.longest_presence)
+        self._timer = self.loop.call_later(_HOUSEKEEPING, self._housekeeping)
+
+    def snapshot_age(self, now: int) -> int | None:
+        """Microseconds since the snapshot in use was published, None without one."""
+        return None if self.snapshot is None else max(0, now - self.snapshot.published)
+
+    def scrape(self) -> bytes:
+        """The metrics as they are now."""
+        metrics, gate = self.metrics, self.gate
+        now = gate.clock.read(wall(), monotonic(), synchronised=self.synchronised)
+        for area in gate.world.areas.known():
+            metrics.occupancy.labels(area).set(gate.facts.occupancy.present(area, now))
+        metrics.pending_events.set(self.ledger.pending)
+        metrics.ledger_up.set(self.ledger.failed is None)
+        metrics.ledger_seq.set(self.ledger.last_seq)
+        with contextlib.suppress(OSError):
+            metrics.ledger_bytes.set((self.config.gateway.data_dir / "ledger.db").stat().st_size)
+        lost = self.ledger.lost - self._lost_told
+        self._lost_told += lost
+        metrics.lost_events.inc(lost)
+        metrics.generation.set(self.generation)
+        metrics.credentials.set(0 if self.snapshot is None else self.snapshot.counts["credentials"])
+        metrics.snapshot_age.set((self.snapshot_age(now) or 0) / 1e6)
+        return metrics.text()
+
+    _lost_told = 0
+
+    # --- snapshot --------------------------------------------------------------------------------------
+
+    def take_generation(self) -> Future[Snapshot | None]:
+        """Open the newest generation, off the loop; hand the result to ``switch``."""
+        return self._work.submit(Snapshot.open, self.config.gateway.data_dir)
+
+    def switch(self, snapshot: Snapshot) -> None:
+        """Use this generation from now on; the one before stays on disk, older ones go."""
+        before, self.snapshot = self.snapshot, snapshot
+        world = world_of(snapshot, self.config)
+        self.gate.use(snapshot, world)
+        now = self.gate.clock.read(wall(), monotonic(), synchronised=self.synchronised)
+        self.gate.rebuild(self.movements(now), now)
+        if before is not None:
+            self._work.submit(before.close)
+        self._work.submit(generations.prune, self.config.gateway.data_dir, snapshot.generation)
+        self._log.info("generation in use", generation=snapshot.generation, counts=snapshot.counts)
+
+    def recompile(self) -> None:
+        """Products, areas, events or the venue have changed in the generation in use."""
+        world = world_of(self.snapshot, self.config)
+        self.gate.use(self.snapshot, world)
+        now = self.gate.clock.read(wall(), monotonic(), synchronised=self.synchronised)
+        self.gate.rebuild(self.movements(now), now)
+
+    def apply(self, records: list[dict[str, Any]], cursor: str | None) -> Future[Any]:
+        """Apply changes to the generation in use, off the loop."""
+        assert self.snapshot is not None
+        return self._work.submit(self.snapshot.apply, records, cursor)
+
+    # --- stop ------------------------------------------------------------------------------------------
+
+    def ask_to_stop(self, code: int = 0) -> None:
+        self._exit = max(self._exit, code)
+        self._stop.set()
+
+    async def wait(self) -> int:
+        """Until told to stop; the exit status."""
+        await self._stop.wait()
+        notify("STOPPING=1")
+        return self._exit
+
+    def close(self) -> None:
+        """Close everything in the opposite order of opening."""
+        for handle in (self._deadline, getattr(self, "_timer", None)):
+            if handle is not None:
+                handle.cancel()
+        while self._closers:
+            self._closers.pop()()
+        if self.snapshot is not None:
+            self.snapshot.close()
+
+    def _crashed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A bug: say so and stop; the service manager starts us again. Half a gate is worse than none."""
+        error = context.get("exception")
+        self._log.critical("internal error", message=context.get("message"), exc_info=error)
+        self.ask_to_stop(70)
+
+
+async def serve(config: Config) -> int:
+    """Run a gate until SIGTERM or SIGINT; the exit status."""
+    daemon = Daemon(config)
+    await daemon.start()
+    try:
+        return await daemon.wait()
+    finally:
+        daemon.close()

@@ -1,0 +1,835 @@
+"""The gate at work: look up, decide, record, open; and what becomes of a grant.
+
+One straight way from a scan to the ledger, without a queue, a task or an await:
+
+    scanned -> snapshot.find -> decide -> ledger.record -> (durable) -> lane -> relay pulse
+                       passage sensor or time-out -> settled -> ledger.record
+
+The gate owns no device and no store. It is given them, and the time with every call, so the same class
+serves the daemon, ``gateway replay`` and the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+from heapq import heappop, heappush
+from itertools import count
+from time import perf_counter
+from typing import Protocol
+
+from gateway.clock import TrustedClock
+from gateway.config import Config, LaneConfig, SecondGrant
+from gateway.decide import Facts, decide, is_code
+from gateway.messages import message, pick
+from gateway.metrics import Metrics
+from gateway.model import (
+    OUTSIDE,
+    AccessEvent,
+    Credential,
+    Decision,
+    EventKind,
+    Holder,
+    LaneMode,
+    Movement,
+    Passage,
+    Scan,
+    Verdict,
+)
+from gateway.presence import NOWHERE, Occupancy, Stay, arrive, stay
+from gateway.rules import PointAt, World
+from gateway.turnstile.lane import Action, Forced, Hold, Lane, Pulse, Settled
+
+_RECENT = 256
+"""Codes remembered per reader for repeats before old ones are looked for."""
+
+
+class Snapshot(Protocol):
+    """What the central said, as the gate asks for it."""
+
+    def find(self, code: bytes) -> Credential | None: ...
+
+    def holder(self, id_: str) -> Holder | None: ...
+
+    def movements_of_person(self, person: str, since: int) -> Sequence[Movement]: ...
+
+    def movements_of_entitlement(self, entitlement: str, since: int) -> Sequence[Movement]: ...
+
+
+class Ledger(Protocol):
+    """What happened here, as the gate writes and asks for it."""
+
+    def record(self, event: AccessEvent, then: Callable[[bool], None] | None = None) -> None: ...
+
+    def person(self, person: str, since: int) -> Sequence[Movement]: ...
+
+    def entitlement(self, entitlement: str, since: int) -> Sequence[Movement]: ...
+
+
+class Relay(Protocol):
+    """The contact that opens a lane."""
+
+    def pulse(self, duration: int) -> None: ...
+
+    def hold(self, on: bool) -> None: ...
+
+
+class Past:
+    """What happened, here and elsewhere: the ledger's movements and the snapshot's usage in one order."""
+
+    def __init__(self, ledger: Ledger, own: str) -> None:
+        """``own``: the prefix of usage sources (``gateway/epoch/``) that the ledger itself holds."""
+        self._ledger = ledger
+        self.own = own
+        self.snapshot: Snapshot | None = None
+
+    def person(self, person: str, since: int) -> Sequence[Movement]:
+        here = self._ledger.person(person, since)
+        if self.snapshot is None:
+            return here
+        return self._merged(here, self.snapshot.movements_of_person(person, since))
+
+    def entitlement(self, entitlement: str, since: int) -> Sequence[Movement]:
+        here = self._ledger.entitlement(entitlement, since)
+        if self.snapshot is None:
+            return here
+        return self._merged(here, self.snapshot.movements_of_entitlement(entitlement, since))
+
+    def _merged(self, here: Sequence[Movement], usage: Sequence[Movement]) -> Sequence[Movement]:
+        if not usage:
+            return here
+        elsewhere = [m for m in usage if not self.is_own(m)]
+        return sorted((*elsewhere, *here), key=_at) if elsewhere else here
+
+    def is_own(self, usage: Movement) -> bool:
+        """Whether a usage record tells of an event that stands in this gateway's own ledger."""
+        return bool(self.own) and usage.source is not None and usage.source.startswith(self.own)
+
+
+def _at(movement: Movement) -> int:
+    return movement.at
+
+
+class Repeats:
+    """A phone held still is one scan, however long it is held (DESIGN.md 4.2, "Repeats")."""
+
+    __slots__ = ("_delay", "_last")
+
+    def __init__(self, delay: int) -> None:
+        self._delay = delay
+        self._last: dict[bytes, int] = {}
+
+    def seen(self, payload: bytes, at: int) -> bool:
+        """Whether this scan repeats the last one of its code; either way the delay begins anew."""
+        last = self._last.pop(payload, None)
+        self._last[payload] = at
+        if len(self._last) > _RECENT:
+            for old in [p for p, when in self._last.items() if at - when >= self._delay]:
+                del self._last[old]
+            while len(self._last) > _RECENT:
+                del self._last[next(iter(self._last))]
+        return last is not None and at - last < self._delay
+
+
+class Tries:
+    """Unknown codes at one reader: more than so many a minute is somebody trying codes."""
+
+    __slots__ = ("_at", "_left", "_rate")
+
+    def __init__(self, per_minute: int) -> None:
+        self._rate = per_minute
+        self._left = float(per_minute)
+        self._at = 0
+
+    def excess(self, at: int) -> bool:
+        """Note an unknown code; whether it is one too many."""
+        self._left = min(self._rate, self._left + (at - self._at) * self._rate / 60e6)
+        self._at = at
+        if self._left < 1:
+            return True
+        self._left -= 1
+        return False
+
+
+@dataclass(slots=True, eq=False)
+class GrantAt:
+    """A grant on its way: from the verdict to what became of it."""
+
+    decision: Decision
+    event: AccessEvent
+    movement: Movement | None
+    direction: str
+    scanned: int
+    """Monotonic; 0 for a lane opened by hand."""
+    pends: tuple[str, ...] = ()
+    """Areas in which it counts as a pending entry."""
+
+
+@dataclass(slots=True)
+class LaneAt:
+    """A lane with its relay and the points at its sides."""
+
+    config: LaneConfig
+    lane: Lane[GrantAt]
+    relay: Relay
+    points: list[PointAt]
+    sensor: bool
+    fault: str | None = None
+    pulsed: GrantAt | None = None
+    """The grant of the last pulse, for a relay that reports that it did not give it."""
+    emergency: bool = False
+
+    @property
+    def way_in(self) -> PointAt:
+        """The point that a passage without a direction is counted at."""
+        return next((p for p in self.points if not p.exit), self.points[0])
+
+
+@dataclass(slots=True)
+class ReaderAt:
+    """A reader as its point sees it."""
+
+    name: str
+    point: str
+    repeats: Repeats
+    tries: Tries
+
+
+@dataclass(slots=True, frozen=True)
+class Told:
+    """A decision with the words that are said to the visitor."""
+
+    decision: Decision
+    notice: str | None
+    message: str
+
+
+class Gate:
+    """All access points of one gateway."""
+
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        ledger: Ledger,
+        clock: TrustedClock,
+        metrics: Metrics,
+        *,
+        relay: Callable[[LaneConfig], Relay],
+        own: str = "",
+        second_grant: SecondGrant | None = None,
+        cleared: dict[str, int] | None = None,
+    ) -> None:
+        """``relay`` makes the contact of a lane; ``own`` see ``Past``; ``second_grant`` overrides the
+        lanes' own policy; ``cleared`` says when an area was last declared empty."""
+        self.config = config
+        self.metrics = metrics
+        self.clock = clock
+        self.ledger = ledger
+        self.past = Past(ledger, own)
+        self._pending: dict[tuple[str, str], GrantAt] = {}
+        self._waiting: dict[str, list[GrantAt]] = {}
+        """Pending entries of people themselves, by person."""
+        self._cleared = dict(cleared or {})
+        self.facts = Facts(world, self.past, Occupancy(world), self._cleared, self._pending)
+        self._snapshot: Snapshot | None = None
+        self.stale = False
+        self.synchronised = True
+        self._later: list[tuple[int, int, Movement]] = []
+        self._order = count()
+        # What the daemon listens to; the defaults are deaf.
+        self.on_verdict: Callable[[Scan, PointAt, Decision, int], None] = _deaf
+        self.on_lane: Callable[[LaneAt], None] = _deaf
+        self.on_slow: Callable[[str], None] = _deaf
+        self.on_deadline: Callable[[], None] = _deaf
+        sensors = {p.point.lane for p in config.points if p.passage is not None}
+        self.lanes = {
+            lane.name: LaneAt(
+                lane,
+                Lane(
+                    lane.name,
+                    pulse=lane.pulse,
+                    timeout=lane.timeout,
+                    sensor=lane.passage is not None or lane.name in sensors,
+                    second_grant=second_grant or lane.second_grant,
+                ),
+                relay(lane),
+                [world.points[p.point.name] for p in config.points if p.point.lane == lane.name],
+                lane.passage is not None or lane.name in sensors,
+            )
+            for lane in config.lanes
+        }
+        self.readers = {
+            r.name: ReaderAt(
+                r.name, r.point, Repeats(r.repeat_delay), Tries(config.gateway.unknown_codes_per_minute)
+            )
+            for r in config.readers
+        }
+        self._scans = {(p, v): metrics.scans.labels(p, v) for p in world.points for v in Verdict}
+        self._repeats = {r: metrics.repeats.labels(r) for r in self.readers}
+        self._passages = {
+            (lane, p): metrics.passages.labels(lane, p)
+            for lane in self.lanes
+            for p in (Passage.TAKEN, Passage.ASSUMED, Passage.NOT_TAKEN, Passage.FORCED)
+        }
+        for lane in self.lanes.values():
+            self._show(lane)
+
+    # --- the snapshot ----------------------------------------------------------------------------
+
+    @property
+    def world(self) -> World:
+        return self.facts.world
+
+    def use(self, snapshot: Snapshot | None, world: World) -> None:
+        """Judge by this snapshot from now on. Pending grants and lanes go on as they are."""
+        self._snapshot = self.past.snapshot = snapshot
+        self.facts.world = world
+        for lane in self.lanes.values():
+            lane.points = [world.points[p.point.name] for p in lane.points]
+
+    def rebuild(self, movements: Iterable[Movement], now: int) -> None:
+        """Reckon occupancy anew from all movements that can still mean presence, in the order of time.
+
+        Movements dated later than now are kept until their time comes.
+        """
+        world, cleared = self.world, dict(self.facts.cleared)
+        occupancy = self.facts.occupancy = Occupancy(world)
+        self._later = []
+        here: dict[str, Stay] = {}
+        clears = sorted((at, area) for area, at in cleared.items())
+        for m in movements:
+            if m.at > now:
+                heappush(self._later, (m.at, next(self._order), m))
+                continue
+            while clears and clears[0][0] <= m.at:
+                _clear(world, occupancy, here, *clears.pop(0))
+            if _made(m):
+                self._pass(occupancy, here, m)
+        for at, area in clears:
+            if at <= now:
+                _clear(world, occupancy, here, at, area)
+        for grant in self._pending.values():
+            occupancy.pend(grant.pends, 1, now)
+
+    def happened(self, movements: Iterable[Movement], now: int) -> None:
+        """Usage that has just become known (from other gates): it takes its place by its time."""
+        for m in movements:
+            if not self.past.is_own(m):
+                self._happen(m, now)
+
+    def _happen(self, m: Movement, now: int) -> None:
+        if m.at > now:
+            heappush(self._later, (m.at, next(self._order), m))
+        elif _made(m):
+            self._apply(m, now)
+
+    def _catch_up(self, now: int) -> None:
+        """Movements that were dated later than now and have come about: one instant after the other."""
+        while self._later and self._later[0][0] <= now:
+            at = self._later[0][0]
+            here: dict[str, Stay] = {}
+            while self._later and self._later[0][0] == at:
+                m = heappop(self._later)[2]
+                if not _made(m):
+                    continue
+                if m.person is not None and m.person not in here:
+                    earlier = self.past.person(m.person, self.world.presence_since(at))
+                    here[m.person] = self._stay_of([e for e in earlier if e.at < at], at)
+                self._pass(self.facts.occupancy, here, m)
+
+    def _pass(self, occupancy: Occupancy, here: dict[str, Stay], m: Movement) -> None:
+        """Count a movement at its own time; ``here`` says where people are and is kept up to date."""
+        if m.person is None or m.guest:
+            if _is_head(m):
+                occupancy.head(m.from_, m.to, m.at, m.at, m.entries)
+            return
+        before, after = here.get(m.person, NOWHERE), arrive(self.world, m)
+        if self.world.areas.is_exit(m.from_, m.to):
+            occupancy.leave(before, m.from_, m.to, m.at, m.at)
+        occupancy.move(before, after, m.at)
+        here[m.person] = after
+
+    # --- scans -----------------------------------------------------------------------------------
+
+    def scanned(self, scan: Scan) -> Decision | None:
+        """Judge a scan, record it and, once that is on disk, open. None: a repeat, no verdict."""
+        reader = self.readers[scan.reader]
+        if reader.repeats.seen(scan.payload, scan.monotonic):
+            self._repeats[scan.reader].inc()
+            return None
+        at = self.facts.world.points[reader.point]
+        now = self.clock.read(scan.at, scan.monotonic, synchronised=self.synchronised)
+        if self._later:
+            self._catch_up(now)
+        started = perf_counter()
+        decision = self.judge(at, scan.payload, now, suspect=self.clock.suspect)
+        self.metrics.decision.observe(perf_counter() - started)
+        self._scans[at.point.name, decision.verdict].inc()
+        if decision.verdict is Verdict.GRANTED:
+            self._grant(scan, at, decision, now)
+        else:
+            self.ledger.record(self._event(scan, at, decision, now))
+            if decision.verdict is Verdict.UNKNOWN_CREDENTIAL and reader.tries.excess(scan.monotonic):
+                self.metrics.reader_slowed.labels(scan.reader).inc()
+                self.on_slow(scan.reader)
+        self.on_verdict(scan, at, decision, now)
+        return decision
+
+    def judge(self, at: PointAt, payload: bytes, now: int, *, suspect: bool = False) -> Decision:
+        """The decision, changing nothing."""
+        code = is_code(payload)
+        snapshot = self._snapshot
+        credential = snapshot.find(payload) if snapshot is not None and code is not None else None
+        lane = self.lanes[at.point.lane].lane
+        return decide(
+            self.facts,
+            at,
+            now,
+            code is not None,
+            credential,
+            mode=lane.mode,
+            busy=lane.busy,
+            stale=self.stale,
+            suspect=suspect,
+        )
+
+    def _event(self, scan: Scan, at: PointAt, decision: Decision, now: int) -> AccessEvent:
+        return AccessEvent(
+            EventKind.SCAN,
+            now,
+            point=at.point.name,
+            lane=at.point.lane,
+            reader=scan.reader,
+            verdict=decision.verdict,
+            detail=decision.detail,
+            flags=decision.flags,
+            credential=decision.credential,
+            holder=decision.holder,
+            entitlement=decision.entitlement,
+            product=decision.product,
+            guest=decision.guest,
+            left=decision.left,
+            from_=at.point.from_,
+            to=at.point.to,
+            trusted=self.synchronised and not self.clock.suspect,
+        )
+
+    def _grant(self, scan: Scan, at: PointAt, decision: Decision, now: int) -> None:
+        lane = self.lanes[at.point.lane]
+        if decision.again:
+            earlier = self._pending[at.point.name, str(decision.person)]
+            self._perform(lane, lane.lane.again(earlier, scan.monotonic), now)
+            return
+        point = at.point
+        movement = Movement(
+            now,
+            point.from_,
+            point.to,
+            decision.person,
+            point.name,
+            decision.holder,
+            decision.credential,
+            decision.entitlement,
+            decision.guest,
+            passage=Passage.PENDING if lane.sensor else Passage.ASSUMED,
+            closed=lane.lane.mode is LaneMode.CLOSED,
+        )
+        event = self._event(scan, at, decision, now)
+        event.movement, event.passage = movement, movement.passage
+        grant = GrantAt(decision, event, movement, point.name, scan.monotonic)
+        if lane.sensor:
+            person = decision.person
+            if person is not None and not decision.guest:
+                self._pending[point.name, person] = grant
+                if not at.exit:
+                    self._waiting.setdefault(person, []).append(grant)
+                    self._repend(person, now)
+            elif not at.exit:
+                up = self.world.areas[point.from_].up
+                self._pend(grant, [a for a in self.world.areas[point.to].up if a not in up], now)
+            self.ledger.record(event, partial(self._open, lane, grant))
+        else:
+            self.ledger.record(event, partial(self._open, lane, grant))
+            self._apply(movement, now)
+
+    def _pend(self, grant: GrantAt, areas: Sequence[str], now: int) -> None:
+        self.facts.occupancy.pend(grant.pends, -1, now)
+        self.facts.occupancy.pend(areas, 1, now)
+        grant.pends = tuple(areas)
+
+    def _repend(self, person: str, now: int) -> None:
+        """A person counts once in an area, however many of their entries into it are pending."""
+        counted = set(self.world.areas[self._stay(person, now).area].up)
+        for grant in self._waiting.get(person, ()):
+            into = [a for a in self.world.areas[str(grant.event.to)].up if a not in counted]
+            self._pend(grant, into, now)
+            counted.update(into)
+
+    def _stay(self, person: str, now: int, without: Movement | None = None) -> Stay:
+        movements = self.past.person(person, self.world.presence_since(now))
+        if without is not None:
+            movements = [m for m in movements if not _same(m, without)]
+        return self._stay_of(movements, now)
+
+    def _stay_of(self, movements: Sequence[Movement], now: int) -> Stay:
+        if not movements:
+            return NOWHERE
+        return stay(self.world, movements, self.facts.cleared, now, pending=False)
+
+    # --- what becomes of a grant ---------------------------------------------------------------------
+
+    def _open(self, lane: LaneAt, grant: GrantAt, ok: bool) -> None:
+        """The event is on disk (or the deadline passed): open. Not ok: the ledger failed and says deny."""
+        monotonic = max(grant.scanned, self.monotonic())
+        if ok:
+            actions = lane.lane.grant(grant, grant.direction, monotonic)
+            self._perform(lane, actions, grant.event.at)
+        else:
+            self._settle(lane, grant, Passage.NOT_TAKEN, grant.event.at)
+
+    monotonic: Callable[[], int] = staticmethod(lambda: 0)
+    """The monotonic clock; the daemon sets it, a replay stays with the scans' own times."""
+
+    def _perform(self, lane: LaneAt, actions: Sequence[Action[GrantAt]], now: int) -> None:
+        for action in actions:
+            match action:
+                case Pulse(grant):
+                    lane.pulsed = grant
+                    lane.relay.pulse(lane.config.pulse)
+                case Hold(on):
+                    lane.relay.hold(on)
+                case Settled(grant, passage):
+                    self._settle(lane, grant, passage, now)
+                case Forced(direction):
+                    self._forced(lane, direction, now)
+        self.on_deadline()
+
+    def _settle(self, lane: LaneAt, grant: GrantAt, passage: Passage, now: int) -> None:
+        if grant.event.passage != Passage.PENDING and passage is Passage.ASSUMED:
+            self._count_passage(lane, passage)
+            return  # a lane without a sensor: recorded as assumed with the grant itself
+        event = grant.event
+        person = grant.decision.person
+        if person is not None and self._pending.get((grant.direction, person)) is grant:
+            del self._pending[grant.direction, person]
+        self._pend(grant, (), now)
+        waiting = self._waiting.get(person, []) if person is not None else []
+        if grant in waiting:
+            waiting.remove(grant)
+            if not waiting:
+                del self._waiting[str(person)]
+        self._count_passage(lane, passage)
+        movement = grant.movement
+        undo = movement is not None and movement.passage is Passage.ASSUMED
+        if movement is not None:
+            if undo and passage is Passage.NOT_TAKEN:
+                self._undo(movement, now)
+            movement.passage = passage
+        self.ledger.record(
+            AccessEvent(
+                EventKind.PASSAGE,
+                max(now, event.at),
+                point=event.point,
+                lane=event.lane,
+                credential=event.credential,
+                holder=event.holder,
+                entitlement=event.entitlement,
+                guest=event.guest,
+                from_=event.from_,
+                to=event.to,
+                passage=passage,
+                of=event,
+                movement=movement,
+            )
+        )
+        if movement is not None and passage in (Passage.TAKEN, Passage.ASSUMED):
+            self._apply(movement, now)
+        if waiting:
+            self._repend(str(person), now)
+
+    def _forced(self, lane: LaneAt, direction: str | None, now: int) -> None:
+        """Somebody went through without a grant. On a free lane that is as it should be."""
+        at = lane.way_in if direction is None else self.world.points[direction]
+        passage = Passage.TAKEN if lane.lane.mode is LaneMode.FREE else Passage.FORCED
+        movement = Movement(now, at.point.from_, at.point.to, None, at.point.name, passage=passage)
+        self._count_passage(lane, passage)
+        self.ledger.record(
+            AccessEvent(
+                EventKind.PASSAGE,
+                now,
+                point=at.point.name,
+                lane=lane.config.name,
+                flags=("free",) if passage is Passage.TAKEN else (),
+                from_=at.point.from_,
+                to=at.point.to,
+                passage=passage,
+                movement=movement,
+            )
+        )
+        self._apply(movement, now)
+
+    def _count_passage(self, lane: LaneAt, passage: Passage) -> None:
+        self._passages[lane.config.name, passage].inc()
+
+    def _apply(self, m: Movement, now: int) -> None:
+        """A movement that was made changes who is where, also one that is told of late."""
+        occupancy = self.facts.occupancy
+        since = self.world.presence_since(now)
+        if m.at < since:
+            return
+        if m.person is None or m.guest:
+            if _is_head(m):
+                occupancy.head(m.from_, m.to, m.at, now, m.entries)
+            return
+        others = [o for o in self.past.person(m.person, since) if not _same(o, m)]
+        if self.world.areas.is_exit(m.from_, m.to):
+            then = self._stay_of([o for o in others if o.at <= m.at], m.at)
+            occupancy.leave(then, m.from_, m.to, m.at, now)
+        before = self._stay_of(others, now)
+        after = self._stay_of(sorted((*others, m), key=_at), now)
+        occupancy.move(before, after, now)
+
+    def _undo(self, m: Movement, now: int) -> None:
+        """A movement that was counted turns out not to have been made."""
+        if m.person is None or m.guest:
+            self.facts.occupancy.unhead(m.from_, m.to, m.at, now)
+            return
+        before = self._stay(m.person, now)
+        after = self._stay(m.person, now, without=m)
+        self.facts.occupancy.move(before, after, now)
+
+    # --- the lanes ---------------------------------------------------------------------------------
+
+    def passed(self, lane: str, direction: str | None, wall: int, monotonic: int) -> None:
+        """The passage sensor fired; ``direction`` is the point where the sensor knows it."""
+        at = self.lanes[lane]
+        now = self.clock.read(wall, monotonic, synchronised=self.synchronised)
+        self._catch_up(now)
+        self._perform(at, at.lane.passed(direction, monotonic), now)
+
+    def turned_back(self, lane: str, direction: str, wall: int, monotonic: int) -> None:
+        """Reported from outside (a replay): the person did not go through."""
+        at = self.lanes[lane]
+        now = self.clock.read(wall, monotonic, synchronised=self.synchronised)
+        self._perform(at, at.lane.not_taken(direction, monotonic), now)
+
+    @property
+    def next_deadline(self) -> int | None:
+        """Monotonic time at which ``tick`` has something to do."""
+        return min(
+            (d for lane in self.lanes.values() if (d := lane.lane.next_deadline) is not None), default=None
+        )
+
+    def tick(self, wall: int, monotonic: int) -> None:
+        """Passage time-outs, queued grants and movements whose time has come."""
+        now = self.clock.read(wall, monotonic, synchronised=self.synchronised)
+        self._catch_up(now)
+        for lane in self.lanes.values():
+            self._perform(lane, lane.lane.tick(monotonic), now)
+
+    def open_once(self, lane: str, by: str, wall: int, monotonic: int) -> None:
+        """Open a lane by hand, once. Whoever goes through counts as a head where there is a sensor."""
+        at = self.lanes[lane]
+        way = at.way_in
+        now = self.clock.read(wall, monotonic, synchronised=self.synchronised)
+        movement = (
+            Movement(now, way.point.from_, way.point.to, None, way.point.name, passage=Passage.PENDING)
+            if at.sensor
+            else None
+        )
+        event = AccessEvent(
+            EventKind.OPEN,
+            now,
+            point=way.point.name,
+            lane=lane,
+            from_=way.point.from_,
+            to=way.point.to,
+            passage=Passage.PENDING if at.sensor else Passage.ASSUMED,
+            by=by,
+            movement=movement,
+        )
+        grant = GrantAt(Decision(Verdict.GRANTED), event, movement, way.point.name, 0)
+        self.ledger.record(event, partial(self._open, at, grant))
+
+    def set_mode(self, lane: str, mode: LaneMode, by: str, wall: int, monotonic: int) -> None:
+        """Set a lane's state; recorded, and kept over a restart."""
+        at = self.lanes[lane]
+        now = self.clock.read(wall, monotonic, synchronised=self.synchronised)
+        self.ledger.record(AccessEvent(EventKind.LANE, now, lane=lane, detail=mode, by=by))
+        self._perform(at, at.lane.set_mode(mode, monotonic), now)
+        self._show(at)
+
+    def restore_mode(self, lane: str, mode: LaneMode, monotonic: int) -> None:
+        """Put a lane in the state that it had before a restart, which is on record already."""
+        at = self.lanes[lane]
+        self._perform(at, at.lane.set_mode(mode, monotonic), 0)
+        self._show(at)
+
+    def emergency(self, lane: str, active: bool, wall: int, monotonic: int) -> None:
+        """The emergency input: free while it is active; when it ends the lane's areas are empty."""
+        at = self.lanes[lane]
+        if at.emergency == active:
+            return
+        at.emergency = active
+        self.set_mode(lane, LaneMode.FREE if active else LaneMode.NORMAL, "emergency", wall, monotonic)
+        if not active:
+            areas = {a for p in at.points for a in (p.point.from_, p.point.to) if a != OUTSIDE}
+            for area in sorted(areas):
+                self.clear(area, "emergency", wall, monotonic)
+
+    def clear(self, area: str, by: str, wall: int, monotonic: int) -> None:
+        """Everybody in that area is outside."""
+        now = self.clock.read(wall, monotonic, synchronised=self.synchronised)
+        # One past now: a movement of this very microsecond is cleared as well.
+        at = now + 1
+        self._cleared[area] = at
+        self.facts.occupancy.clear(area, now)
+        self.ledger.record(AccessEvent(EventKind.CLEAR, at, to=area, by=by))
+
+    def annul(self, seq: int, movement: Movement, by: str, wall: int, monotonic: int) -> None:
+        """The person of that event did not go through after all."""
+        now = self.clock.read(wall, monotonic, synchronised=self.synchronised)
+        if movement.passage in (Passage.TAKEN, Passage.ASSUMED, Passage.FORCED):
+            self._undo(movement, now)
+        movement.passage = Passage.NOT_TAKEN
+        self.ledger.record(
+            AccessEvent(
+                EventKind.ANNUL,
+                now,
+                point=movement.point,
+                credential=movement.credential,
+                holder=movement.holder,
+                entitlement=movement.entitlement,
+                guest=movement.guest,
+                from_=movement.from_,
+                to=movement.to,
+                passage=Passage.NOT_TAKEN,
+                of_seq=seq,
+                by=by,
+                movement=movement,
+            )
+        )
+
+    def pending_of(self, seq: int) -> tuple[str, GrantAt] | None:
+        """The grant of an event, and its lane, if it still waits for its passage."""
+        for name, lane in self.lanes.items():
+            for grant in lane.lane.pending:
+                if grant.event.seq == seq:
+                    return name, grant
+        return None
+
+    def withdraw(self, lane: str, grant: GrantAt, by: str, wall: int, monotonic: int) -> None:
+        """Annul a grant before its passage; the annulment is recorded beside the outcome."""
+        now = self.clock.read(wall, monotonic, synchronised=self.synchronised)
+        event = grant.event
+        self.ledger.record(AccessEvent(EventKind.ANNUL, now, point=event.point, lane=lane, of=event, by=by))
+        at = self.lanes[lane]
+        self._perform(at, at.lane.withdraw(grant, monotonic), now)
+
+    @contextmanager
+    def as_of(self, movements: Iterable[Movement], now: int) -> Iterator[None]:
+        """Occupancy as it was (or would be) at another time, for as long as the block lasts."""
+        facts, later, pending = self.facts, self._later, self._pending
+        self.facts, self._pending = replace(facts, occupancy=Occupancy(facts.world), pending={}), {}
+        try:
+            self.rebuild(movements, now)
+            yield
+        finally:
+            self.facts, self._later, self._pending = facts, later, pending
+
+    def relay_state(self, lane: str, reason: str | None, wall: int, monotonic: int) -> None:
+        """The lane's relay is lost (a reason) or back (None)."""
+        at = self.lanes[lane]
+        if (at.fault is None) == (reason is None):
+            return
+        at.fault = reason
+        now = self.clock.read(wall, monotonic, synchronised=self.synchronised)
+        detail = "relay back" if reason is None else reason
+        self.ledger.record(AccessEvent(EventKind.FAULT, now, lane=lane, detail=detail))
+        self._show(at)
+
+    def not_pulsed(self, lane: str, reason: str, wall: int, monotonic: int) -> None:
+        """The relay did not give its last pulse: the grant is taken back, and the ledger says why."""
+        at = self.lanes[lane]
+        grant, at.pulsed = at.pulsed, None
+        if grant is None:
+            return
+        now = self.clock.read(wall, monotonic, synchronised=self.synchronised)
+        self.ledger.record(
+            AccessEvent(EventKind.FAULT, now, point=grant.direction, lane=lane, detail=reason, of=grant.event)
+        )
+        if at.sensor:
+            self._perform(at, at.lane.withdraw(grant, monotonic), now)
+        else:
+            self._settle(at, grant, Passage.NOT_TAKEN, now)
+
+    def _show(self, at: LaneAt) -> None:
+        name, state = at.config.name, "fault" if at.fault is not None else at.lane.mode.value
+        for each in (*LaneMode, "fault"):
+            self.metrics.lane_state.labels(name, each).set(each == state)
+        self.on_lane(at)
+
+    # --- words ---------------------------------------------------------------------------------------
+
+    def tell(self, at: PointAt, decision: Decision, now: int) -> Told:
+        """What is said to the visitor: notice and message, in the holder's language."""
+        holder = (
+            self._snapshot.holder(decision.holder)
+            if self._snapshot is not None and decision.holder is not None
+            else None
+        )
+        languages = [self.world.venue.language, "en"]
+        if holder is not None and holder.language:
+            languages.insert(0, holder.language)
+        notice = pick(holder.notice, languages) if holder is not None and holder.notice else None
+        works = _works_at(decision)
+        calendar = self.world.calendar
+        text = message(
+            decision,
+            languages,
+            self.config.messages,
+            leaving=at.exit,
+            now=calendar.local(now),
+            works_at=works,
+        )
+        return Told(decision, notice, text)
+
+
+def _works_at(decision: Decision) -> datetime | None:
+    if decision.detail is None or "T" not in decision.detail:
+        return None
+    return datetime.fromisoformat(decision.detail)
+
+
+def _same(a: Movement, b: Movement) -> bool:
+    """Whether two values tell of one movement."""
+    if a is b:
+        return True
+    if a.seq is not None or b.seq is not None:
+        return a.seq == b.seq and a.source == b.source
+    return a.source is not None and a.source == b.source
+
+
+def _made(m: Movement) -> bool:
+    """Whether somebody went through, as far as is known."""
+    return m.passage is not Passage.NOT_TAKEN and m.passage is not Passage.PENDING
+
+
+def _is_head(m: Movement) -> bool:
+    """Whether a movement without a presence of its own counts a head: not where it names an entitlement
+    alone, which says what was used and not who came (DESIGN.md 4.4)."""
+    return m.person is not None or m.entitlement is None
+
+
+def _clear(world: World, occupancy: Occupancy, here: dict[str, Stay], at: int, area: str) -> None:
+    occupancy.clear(area, at)
+    for person in [p for p, s in here.items() if s.area in world.areas[area].down]:
+        here[person] = NOWHERE
+
+
+def _deaf(*_: object) -> None:
+    """Nobody listens."""
