@@ -21,15 +21,19 @@ class CodeKeyError(Exception):
 
 
 class CodeKey:
-    """Digests under one key. Copying a keyed state takes 0.5 µs where keying anew takes 0.75."""
+    """Digests under one key. Copying a keyed state takes 0.5 µs where keying anew takes 0.75.
 
-    __slots__ = ("_id", "check", "code_state")
+    The states are public for the two loops that save the call.
+    """
+
+    __slots__ = ("check", "code_state", "id_state")
 
     def __init__(self, key: bytes) -> None:
-        # Told apart by the personalisation, so that an id equal to a code does not give the code's digest.
         self.code_state = hashlib.blake2b(key=key, digest_size=DIGEST_BYTES, person=b"code")
-        """To be copied, for whoever saves the call."""
-        self._id = hashlib.blake2b(key=key, digest_size=DIGEST_BYTES, person=b"id")
+        # Ids are no secret, for rows hold them: a salt spreads them as well as a key, and saves the hashing
+        # of the key's block, 0.16 of 0.42 µs for each of four ids a card.
+        salt = hashlib.blake2b(key=key, digest_size=hashlib.blake2b.SALT_SIZE, person=b"salt").digest()
+        self.id_state = hashlib.blake2b(digest_size=DIGEST_BYTES, salt=salt, person=b"id")
         self.check = hashlib.blake2b(key=key, digest_size=DIGEST_BYTES, person=b"check").digest()
         """Tells whether a snapshot was built under this key."""
 
@@ -39,7 +43,7 @@ class CodeKey:
         return state.digest()
 
     def id(self, id_: str) -> bytes:
-        state = self._id.copy()
+        state = self.id_state.copy()
         state.update(id_.encode())
         return state.digest()
 

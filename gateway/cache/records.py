@@ -33,6 +33,7 @@ from gateway.model import (
 
 __all__ = ["CredentialRecord", "Deleted", "Record", "RecordError", "parse"]
 
+_bound = values.bound
 _CATEGORIES = {word: word for word in ("membership", "pass", "ticket")}
 _CREDENTIAL_STATES = {state.name.lower(): int(state) for state in CredentialState}
 _ENTITLEMENT_STATES = {state.name.lower(): int(state) for state in EntitlementState}
@@ -171,10 +172,10 @@ def entitlement_fields(obj: JsonObject) -> EntitlementFields:
         values.string(holder, "holder")
     valid_from = get("valid_from")
     if valid_from is not None:
-        valid_from = values.bound(valid_from, "valid_from")
+        valid_from = _bound(valid_from, "valid_from")
     valid_until = get("valid_until")
     if valid_until is not None:
-        valid_until = values.bound(valid_until, "valid_until")
+        valid_until = _bound(valid_until, "valid_until")
     word = get("state")
     state = 0
     if word is not None and word != "active":

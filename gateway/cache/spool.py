@@ -101,5 +101,8 @@ class Spool:
         """How many bytes it has written out."""
         return self._end
 
-    def close(self) -> None:
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._file.close()
