@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,12 @@ class Calls:
         self._daemon = daemon
 
     def both(self) -> dict[str, Call]:
-        return {"status": self.status, "metrics": self.metrics, "events": self.events}
+        return {
+            "status": self.status,
+            "metrics": self.metrics,
+            "events": self.events,
+            "refused": self.refused,
+        }
 
     def admin(self) -> dict[str, Call]:
         """Somebody on this machine who may do everything that a hand at the gate may."""
@@ -91,8 +97,8 @@ class Calls:
             else {
                 "generation": snapshot.generation,
                 "cursor": snapshot.cursor,
-                "published": gate.world.calendar.rfc3339(snapshot.published),
-                "counts": snapshot.counts,
+                "age_s": (d.snapshot_age(now) or 0) // 1_000_000,
+                "counts": asdict(snapshot.counts()),
                 "stale": gate.stale,
                 "set_aside": d.set_aside,
             },
@@ -125,10 +131,21 @@ class Calls:
             rows = d.ledger.events(last, min(_STEP, limit - len(found)))
             if not rows:
                 break
-            found += [event_json(row, d.config.gateway.id, d.ledger.epoch, zone) for row in rows]
+            found += [event_json(row, d.config.gateway.id, row["epoch"], zone) for row in rows]
             last = rows[-1]["seq"]
             yield Later()
         yield {"events": found, "last": last, "last_seq": d.ledger.last_seq, "epoch": d.ledger.epoch}
+
+    def refused(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        """The events that the central refused, with its reasons; the newest thousand."""
+        d = self._daemon
+        zone = d.gate.world.calendar.zone
+        return {
+            "events": [
+                event_json(row, d.config.gateway.id, row.get("epoch"), zone) | {"reason": row["reason"]}
+                for row in d.ledger.refused()[-MAX_EVENTS:]
+            ]
+        }
 
     def check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The verdict on a code, changing nothing."""
@@ -263,9 +280,8 @@ class Calls:
         """The central has every event up to this one."""
         epoch, seq = _whole(arguments, "epoch", None), _whole(arguments, "seq", None)
         d = self._daemon
-        if epoch != d.ledger.epoch or seq > d.ledger.last_seq:
+        if not d.ledger.acknowledge(epoch, seq):
             raise CallError("bad_request", "no such event here: epoch and seq must be those of this ledger")
-        d.ledger.acknowledge(epoch, seq)
         return {"acknowledged": seq}
 
     def refuse(self, arguments: Mapping[str, Any]) -> dict[str, Any]:

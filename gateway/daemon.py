@@ -25,13 +25,14 @@ from typing import Any
 from gateway import __version__, control, log
 from gateway.cache import codekey, generations
 from gateway.cache.ledger import Ledger
+from gateway.cache.ledger_store import RETAIN_MOVEMENTS
 from gateway.cache.snapshot import Snapshot
 from gateway.calls import Calls
 from gateway.clock import TrustedClock
 from gateway.config import Config, InputConfig, LaneConfig
 from gateway.gate import Gate
 from gateway.metrics import Metrics
-from gateway.model import HOUR, MINUTE, Decision, LaneMode, Movement, Scan
+from gateway.model import HOUR, MINUTE, Decision, LaneMode, Movement, Per, Scan
 from gateway.readers.device import Reader
 from gateway.replay import world_of
 from gateway.rules import PointAt
@@ -41,6 +42,7 @@ from gateway.turnstile.relay import Input, InputCallbacks, Relay, RelayCallbacks
 from gateway.venuetime import DAY
 
 _HOUSEKEEPING = 1.0
+_FOR_EVER = 100 * 366 * DAY
 _SLOW = 2.0
 """Seconds for which a reader is not read after an unknown code beyond the rate."""
 _CLOCK_SLACK = 1_000_000
@@ -84,7 +86,7 @@ def lock_data_dir(data_dir: Path) -> int:
     except BlockingIOError:
         os.close(fd)
         raise DataDirError(
-            f"gateway.data_dir: another gate runs on {data_dir}; stop it first, or give this one its own data_dir"
+            f"gateway.data_dir: another gate runs on {data_dir}; stop it, or give this one its own"
         ) from None
     return fd
 
@@ -140,6 +142,7 @@ class Daemon:
         self._log_left, self._log_at, self._log_missed = float(_LOG_BURST), 0, 0
         self._work = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._pruned_at = 0
+        self._watched = 0
 
     # --- start ---------------------------------------------------------------------------------------
 
@@ -157,7 +160,16 @@ class Daemon:
         lock = lock_data_dir(data_dir)
         self._closers.append(lambda: os.close(lock))
         try:
-            await self._open(data_dir, handed)
+            self._closers.append(lambda: self._work.shutdown(wait=True, cancel_futures=True))
+            with contextlib.suppress(generations.BusyError), generations.building(data_dir):
+                generations.clean_leftovers(data_dir)
+            codekey.load_or_create(data_dir)
+            self._open_stores(data_dir)
+            self._begin()
+            self._open_devices()
+            await self._open_sockets(handed)
+            for reader in self.readers.values():
+                reader.start()
         except BaseException:
             self.close()
             raise
@@ -175,12 +187,9 @@ class Daemon:
         )
         self._housekeeping()
 
-    async def _open(self, data_dir: Path, handed: dict[str, socket.socket]) -> None:
+    def _open_stores(self, data_dir: Path) -> None:
+        """Snapshot, ledger, and the gate that judges by them; who is where is reckoned by the caller."""
         config = self.config
-        self._closers.append(lambda: self._work.shutdown(wait=True, cancel_futures=True))
-        with contextlib.suppress(generations.BusyError), generations.building(data_dir):
-            generations.clean_leftovers(data_dir)
-        codekey.load_or_create(data_dir)
         self.snapshot = self._open_snapshot()
         world = world_of(self.snapshot, config)
         now, mono = wall(), monotonic()
@@ -195,25 +204,18 @@ class Daemon:
             on_late=self.metrics.late_commits.inc,
             on_commit=self._committed,
             on_fault=self._ledger_fault,
-            recent_from=now - 2 * DAY - world.areas.longest_presence,
+            recent_from=world.presence_since(now) - DAY,
         )
-        self._closers.append(lambda: self.ledger.close(5.0))
+        self._closers.append(self._close_ledger)
         if self.ledger.set_aside is not None:
             self._log.error(
                 "ledger was damaged and is set aside; a new epoch has begun",
                 file=str(self.ledger.set_aside),
+                reason=self.ledger.set_aside_reason,
                 remedy="keep the file: it holds events that may not have been uploaded",
             )
         floors = [f for f in (self.ledger.trusted_time(), self._published()) if f is not None]
         clock = TrustedClock(max(floors, default=None), mono, slack=_CLOCK_SLACK)
-        now = clock.read(now, mono, synchronised=self.synchronised)
-        sensors = {lane.name for lane in config.lanes if lane.passage is not None} | {
-            p.point.lane for p in config.points if p.passage is not None
-        }
-        with_sensor = {p.point.name for p in config.points if p.point.lane in sensors}
-        closed = self.ledger.close_open_grants(with_sensor, now)
-        if closed:
-            self._log.warning("closed grants that had no outcome when the gate stopped", count=closed)
         self.gate = Gate(
             config,
             world,
@@ -221,67 +223,91 @@ class Daemon:
             clock,
             self.metrics,
             relay=self._relay,
-            own=f"{config.gateway.id}/{self.ledger.epoch}/",
+            own=self._is_own,
             cleared=self.ledger.cleared(),
         )
         self.gate.monotonic = monotonic
         self.gate.synchronised = self.synchronised
         self.gate.use(self.snapshot, world)
-        self.gate.rebuild(self.movements(now), now)
-        self.gate.on_verdict = self._verdict
-        self.gate.on_slow = self._slow
-        self.gate.on_deadline = self._arm
+
+    def _begin(self) -> None:
+        """What a crash left open is closed, who is where is reckoned, lanes are as they were."""
+        gate = self.gate
+        now = gate.clock.read(wall(), monotonic(), synchronised=self.synchronised)
+        sensors = {name for name, lane in gate.lanes.items() if lane.sensor}
+        closed = self.ledger.close_open_grants(sensors, now)
+        if closed:
+            self._log.warning("closed grants that had no outcome when the gate stopped", count=len(closed))
+        gate.rebuild(self.movements(now), now)
+        gate.on_verdict = self._verdict
+        gate.on_slow = self._slow
+        gate.on_deadline = self._arm
         for lane, mode in self.ledger.lane_modes().items():
-            if lane in self.gate.lanes and mode != LaneMode.NORMAL:
-                self.gate.restore_mode(lane, LaneMode(mode), monotonic())
+            if lane in gate.lanes and mode != LaneMode.NORMAL:
+                gate.restore_mode(lane, LaneMode(mode), monotonic())
                 self._log.warning("lane keeps the state that it was set to", lane=lane, state=mode)
+
+    def _open_devices(self) -> None:
+        config = self.config
+        self._closers.append(self._close_relays)
         for relay in self.relays.values():
             relay.open()
-        self._closers.append(self._close_relays)
-        for lane_config in config.lanes:
-            if lane_config.passage is not None:
-                self._passage(lane_config.passage, lane_config.name, None)
-            if lane_config.emergency is not None:
-                self._emergency(lane_config.emergency, lane_config.name)
+        for lane in config.lanes:
+            if lane.passage is not None:
+                self._passage(lane.passage, lane.name, None)
+            if lane.emergency is not None:
+                self._emergency(lane.emergency, lane.name)
         for point in config.points:
             if point.passage is not None:
                 self._passage(point.passage, point.point.lane, point.point.name)
         for input_ in self.inputs:
             input_.open()
-        calls = Calls(self)
-        hello = {"gateway": config.gateway.id, "version": __version__, "epoch": self.ledger.epoch}
-        for role, table, path in (
-            ("admin", calls.admin(), config.gateway.admin_socket or data_dir / "admin.sock"),
-            ("sync", calls.sync(), config.gateway.sync_socket or data_dir / "sync.sock"),
-        ):
-            listening = control.Socket(
-                role,  # type: ignore[arg-type]
-                table,
-                hello,
-                lambda r: self.metrics.clients_dropped.labels(r).inc(),
-            )
-            await listening.listen(handed.get(role) or path)
-            self.sockets.append(listening)
-        self._closers.append(lambda: [s.close() for s in self.sockets])  # type: ignore[arg-type,func-returns-value]
         for reader in config.readers:
             self.readers[reader.name] = Reader(
                 reader, self.loop, self._scanned, self._reader_state, self._dropped
             )
             self.metrics.reader_up.labels(reader.name).set(0)
-        self._closers.append(lambda: [r.close() for r in self.readers.values()])  # type: ignore[arg-type,func-returns-value]
-        for started in self.readers.values():
-            started.start()
+        self._closers.append(self._close_readers)
+
+    async def _open_sockets(self, handed: dict[str, socket.socket]) -> None:
+        config, data_dir = self.config, self.config.gateway.data_dir
+        calls = Calls(self)
+        hello = {"gateway": config.gateway.id, "version": __version__, "epoch": self.ledger.epoch}
+        sockets: tuple[tuple[control.Role, dict[str, control.Call], Path], ...] = (
+            ("admin", calls.admin(), config.gateway.admin_socket or data_dir / "admin.sock"),
+            ("sync", calls.sync(), config.gateway.sync_socket or data_dir / "sync.sock"),
+        )
+        self._closers.append(self._close_sockets)
+        for role, table, path in sockets:
+            listening = control.Socket(role, table, hello, self._client_dropped)
+            await listening.listen(handed.get(role) or path)
+            self.sockets.append(listening)
+
+    def _client_dropped(self, role: str) -> None:
+        self.metrics.clients_dropped.labels(role).inc()
+
+    def _is_own(self, source: str) -> bool:
+        """Whether a usage record tells of an event whose movement stands in this ledger."""
+        gateway, epoch, seq = source.rsplit("/", 2) if source.count("/") >= 2 else ("", "", "")
+        return (
+            gateway == self.config.gateway.id
+            and epoch.isdecimal()
+            and seq.isdecimal()
+            and self.ledger.holds(int(epoch), int(seq))
+        )
 
     def _open_snapshot(self) -> Snapshot | None:
-        snapshot = Snapshot.open(self.config.gateway.data_dir)
+        def aside(path: Path, reason: str) -> None:
+            self.set_aside.append(reason)
+            self._log.error(
+                "a generation cannot be used; the one before serves", file=path.name, reason=reason
+            )
+
+        snapshot = Snapshot.open(self.config.gateway.data_dir, aside)
         if snapshot is None:
             self._log.warning(
                 "no snapshot yet: every code is unknown", remedy="gateway import FILE, or join a central"
             )
-            return None
-        for fault in snapshot.set_aside:
-            self.set_aside.append(str(fault))
-            self._log.error("a generation cannot be used; the one before serves", fault=str(fault))
         return snapshot
 
     @property
@@ -289,6 +315,7 @@ class Daemon:
         return 0 if self.snapshot is None else self.snapshot.generation
 
     def _published(self) -> int | None:
+        """The newest time that the central signed."""
         return None if self.snapshot is None else self.snapshot.published
 
     def movements(self, now: int) -> Iterator[Movement]:
@@ -323,6 +350,14 @@ class Daemon:
         relay = make_relay(lane.relay, self.loop, RelayCallbacks(state, failed, pulsed), self.boards)
         self.relays[name] = relay
         return relay
+
+    def _close_sockets(self) -> None:
+        for listening in self.sockets:
+            listening.close()
+
+    def _close_readers(self) -> None:
+        for reader in self.readers.values():
+            reader.close()
 
     def _close_relays(self) -> None:
         for lane in self.config.lanes:
@@ -407,9 +442,9 @@ class Daemon:
                     listening.tell(line)
             if logs:
                 missed, self._log_missed = self._log_missed, 0
-                more = {"not_logged": missed} if missed else {}
+                more: dict[str, Any] = {"not_logged": missed} if missed else {}
                 if decision.detail is not None:
-                    more["detail"] = decision.detail  # type: ignore[assignment]
+                    more["detail"] = decision.detail
                 self._log.info(
                     "scan",
                     point=at.point.name,
@@ -445,6 +480,10 @@ class Daemon:
         self.readers[name].slow(_SLOW)
 
     # --- ledger ----------------------------------------------------------------------------------------
+
+    def _close_ledger(self) -> None:
+        if not self.ledger.close(5.0):
+            self._log.error("events could not be written before the stop", count=self.ledger.pending)
 
     def _committed(self, seconds: float, _events: int) -> None:
         self.metrics.commit.observe(seconds)
@@ -500,13 +539,25 @@ class Daemon:
         notify("WATCHDOG=1")
         if now - self._pruned_at > 60 * MINUTE:
             self._pruned_at = now
-            self.ledger.prune(now, self.config.gateway.retain_days)
-            self.ledger.watch(now - 2 * DAY - gate.world.areas.longest_presence)
+            self.ledger.prune(now, self.config.gateway.retain_days * DAY, self._keep_movements())
+        if (day := gate.world.calendar.day(now)) != self._watched:
+            self._watched = day
+            self.ledger.watch(gate.world.presence_since(now))
         self._timer = self.loop.call_later(_HOUSEKEEPING, self._housekeeping)
+
+    def _keep_movements(self) -> int:
+        """How long limits can need movements: for ever where a product counts by term, else over a year."""
+        by_term = any(
+            limit.per is Per.TERM
+            for product in self.gate.world.products.values()
+            for rule in product.rules
+            for limit in (*rule.limits, *rule.guest_limits)
+        )
+        return _FOR_EVER if by_term else RETAIN_MOVEMENTS
 
     def snapshot_age(self, now: int) -> int | None:
         """Microseconds since the snapshot in use was published, None without one."""
-        return None if self.snapshot is None else max(0, now - self.snapshot.published)
+        return None if self.snapshot is None else max(0, self.snapshot.age(now))
 
     def scrape(self) -> bytes:
         """The metrics as they are now."""
@@ -523,7 +574,7 @@ class Daemon:
         self._lost_told += lost
         metrics.lost_events.inc(lost)
         metrics.generation.set(self.generation)
-        metrics.credentials.set(0 if self.snapshot is None else self.snapshot.counts["credentials"])
+        metrics.credentials.set(0 if self.snapshot is None else self.snapshot.counts().credentials)
         metrics.snapshot_age.set((self.snapshot_age(now) or 0) / 1e6)
         return metrics.text()
 
@@ -545,7 +596,9 @@ class Daemon:
         if before is not None:
             self._work.submit(before.close)
         self._work.submit(generations.prune, self.config.gateway.data_dir, snapshot.generation)
-        self._log.info("generation in use", generation=snapshot.generation, counts=snapshot.counts)
+        self._log.info(
+            "generation in use", generation=snapshot.generation, credentials=snapshot.counts().credentials
+        )
 
     def recompile(self) -> None:
         """Products, areas, events or the venue have changed in the generation in use."""
@@ -558,6 +611,20 @@ class Daemon:
         """Apply changes to the generation in use, off the loop."""
         assert self.snapshot is not None
         return self._work.submit(self.snapshot.apply, records, cursor)
+
+    async def check(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The verdict on a code, with no device opened and nobody let in."""
+        data_dir = self.config.gateway.data_dir
+        self.loop = asyncio.get_running_loop()
+        lock = lock_data_dir(data_dir)
+        self._closers += [lambda: os.close(lock), lambda: self._work.shutdown(wait=True)]
+        try:
+            self.snapshot = self._open_snapshot()
+            self._open_stores(data_dir)
+            self.gate.rebuild(self.movements(wall()), wall())
+            return Calls(self).check(arguments)
+        finally:
+            self.close()
 
     # --- stop ------------------------------------------------------------------------------------------
 
@@ -596,3 +663,9 @@ async def serve(config: Config) -> int:
         return await daemon.wait()
     finally:
         daemon.close()
+
+
+async def check_alone(config: Config, arguments: dict[str, Any]) -> dict[str, Any]:
+    """``gateway check`` where no gate runs: the stores opened by this process, nothing changed in them."""
+    daemon = Daemon(config, signals=False)
+    return await daemon.check(arguments)

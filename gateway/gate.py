@@ -80,10 +80,10 @@ class Relay(Protocol):
 class Past:
     """What happened, here and elsewhere: the ledger's movements and the snapshot's usage in one order."""
 
-    def __init__(self, ledger: Ledger, own: str) -> None:
-        """``own``: the prefix of usage sources (``gateway/epoch/``) that the ledger itself holds."""
+    def __init__(self, ledger: Ledger, own: Callable[[str], bool] | None) -> None:
+        """``own``: whether the usage of that source stands in the ledger itself; None: never."""
         self._ledger = ledger
-        self.own = own
+        self._own = own
         self.snapshot: Snapshot | None = None
 
     def person(self, person: str, since: int) -> Sequence[Movement]:
@@ -106,7 +106,7 @@ class Past:
 
     def is_own(self, usage: Movement) -> bool:
         """Whether a usage record tells of an event that stands in this gateway's own ledger."""
-        return bool(self.own) and usage.source is not None and usage.source.startswith(self.own)
+        return self._own is not None and usage.source is not None and self._own(usage.source)
 
 
 def _at(movement: Movement) -> int:
@@ -219,7 +219,7 @@ class Gate:
         metrics: Metrics,
         *,
         relay: Callable[[LaneConfig], Relay],
-        own: str = "",
+        own: Callable[[str], bool] | None = None,
         second_grant: SecondGrant | None = None,
         cleared: dict[str, int] | None = None,
     ) -> None:
@@ -688,7 +688,7 @@ class Gate:
         at = now + 1
         self._cleared[area] = at
         self.facts.occupancy.clear(area, now)
-        self.ledger.record(AccessEvent(EventKind.CLEAR, at, to=area, by=by))
+        self.ledger.record(AccessEvent(EventKind.CLEAR, at, from_=area, to=OUTSIDE, by=by))
 
     def annul(self, seq: int, movement: Movement, by: str, wall: int, monotonic: int) -> None:
         """The person of that event did not go through after all."""

@@ -15,7 +15,7 @@ _MILLI = (2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.15, 0.25,
 
 
 class Metrics:
-    """The gate's registry. Without the process and platform collectors: the sync exports its own beside it."""
+    """The gate's registry. Without process and platform collectors: the sync exports its own beside it."""
 
     def __init__(self) -> None:
         r = self.registry = CollectorRegistry()

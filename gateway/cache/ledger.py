@@ -19,15 +19,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
-import sqlite3
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from gateway.cache.ledger_overlay import Overlay, by_person, merge
-from gateway.cache.ledger_read import Reader, epoch_of, read_events
-from gateway.cache.ledger_repair import LedgerTooNew, is_damage
+from gateway.cache.ledger_overlay import Overlay, by_time, merge
+from gateway.cache.ledger_read import Reader, epoch_of, read_events, read_refused
+from gateway.cache.ledger_repair import SQL_ERRORS, LedgerTooNew, is_damage
 from gateway.cache.ledger_rows import event_json, event_row, movement_row
 from gateway.cache.ledger_seen import Seen
 from gateway.cache.ledger_store import (
@@ -36,9 +35,11 @@ from gateway.cache.ledger_store import (
     BY_SEQ,
     FILE,
     KEYS_SINCE,
+    LANE_KEY,
     PENDING,
     RETAIN_MOVEMENTS,
     SINCE,
+    TRUSTED_KEY,
     Act,
     Entry,
     Store,
@@ -47,7 +48,7 @@ from gateway.cache.ledger_store import (
 from gateway.cache.ledger_writer import Fault, Word, Writer, explain
 from gateway.model import NO_MOVEMENTS, SECOND, AccessEvent, EventKind, Movement, Passage
 
-__all__ = ["Ledger", "LedgerTooNew", "event_json", "read_events"]
+__all__ = ["Ledger", "LedgerTooNew", "event_json", "read_events", "read_refused"]
 
 T = TypeVar("T")
 
@@ -131,7 +132,7 @@ class Ledger:
         )
         try:
             ledger._writer.open()
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, *SQL_ERRORS) as error:
             ledger._begin_fault(explain(error, data_dir / FILE))
         ledger._fill()
         ledger._writer.start()
@@ -287,8 +288,8 @@ class Ledger:
         return found[0] if found else None
 
     def movements_since(self, at: int) -> Iterator[Movement]:
-        """All movements from this instant on, ordered by person and time, heads first; one at a time, so
-        that presence can be rebuilt without holding them all. To be used up before the loop goes on."""
+        """All movements from this instant on, in the order of time; one at a time, so that presence can be
+        rebuilt without holding them all. To be used up before the loop goes on."""
         with self._writer.reading:
             reader = self._writer.reader
         try:
@@ -297,15 +298,25 @@ class Ledger:
             hidden = {movement.seq for movement in overlay}
             yield from heapq.merge(
                 (movement for movement in rows if movement.seq not in hidden),
-                sorted(overlay, key=by_person),
-                key=by_person,
+                sorted(overlay, key=by_time),
+                key=by_time,
             )
-        except sqlite3.Error as error:
+        except SQL_ERRORS as error:
             self._unreadable(error)
 
     def cleared(self) -> dict[str, int]:
         """Areas that were cleared, each with the latest time."""
         return dict(self._cleared)
+
+    def trusted_time(self) -> int | None:
+        """About the newest time at which an event was recorded under a clock that could be trusted."""
+        rows = self._rows("SELECT value FROM meta WHERE key = ?", (TRUSTED_KEY,))
+        return rows[0][0] if rows else None
+
+    def lane_modes(self) -> dict[str, str]:
+        """The state that each lane was last set to; lanes that were never set are missing."""
+        rows = self._rows("SELECT key, value FROM meta WHERE key GLOB ?", (f"{LANE_KEY}*",))
+        return {key.removeprefix(LANE_KEY): value for key, value in rows}
 
     def watch(self, recent_from: int) -> None:
         """To be called once a venue day with its start. The filter of who was here lately then reaches back
@@ -456,7 +467,7 @@ class Ledger:
                 return otherwise
             try:
                 return question(reader)
-            except sqlite3.Error as error:
+            except SQL_ERRORS as error:
                 self._unreadable(error)
                 return otherwise
 
@@ -466,7 +477,7 @@ class Ledger:
     def _rows(self, sql: str, arguments: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         return self._ask(lambda reader: reader.rows(sql, arguments), [])
 
-    def _unreadable(self, error: sqlite3.Error) -> None:
+    def _unreadable(self, error: Exception) -> None:
         self.read_faults += 1
         if is_damage(error):
             self._writer.report_damage(str(error))
@@ -477,8 +488,8 @@ class Ledger:
             return
         faults = self.read_faults
         keys = self._rows(KEYS_SINCE, (self._seen.wanted,))
-        newest = self._rows("SELECT max(at) FROM movement")
-        for area, at in self._rows("SELECT area, at FROM clear"):
+        newest = self._rows("SELECT max(at) FROM movement WHERE typeof(at) = 'integer'")
+        for area, at in self._rows("SELECT area, at FROM clear WHERE typeof(at) = 'integer'"):
             self._cleared[area] = max(at, self._cleared.get(area, at))
         if self.read_faults == faults:
             self._filled = True

@@ -14,10 +14,6 @@ def by_time(movement: Movement) -> tuple[int, int]:
     return movement.at, _UNWRITTEN if movement.seq is None else movement.seq
 
 
-def by_person(movement: Movement) -> tuple[str, int, int]:
-    return movement.person or "", movement.at, _UNWRITTEN if movement.seq is None else movement.seq
-
-
 def distinct(movements: Iterable[Movement]) -> list[Movement]:
     """Each movement once. Of two objects with one number the later says what is true now.
 

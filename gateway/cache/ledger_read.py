@@ -75,3 +75,12 @@ def read_events(path: Path, since: int, limit: int) -> list[dict[str, Any]]:
         return [
             row | {"gateway": gateway} for row in reader.events(since, limit, [(a, b) for a, b in epochs])
         ]
+
+
+def read_refused(path: Path) -> list[dict[str, Any]]:
+    """The events that the central refused, with its reasons, of a ledger that no gate has open."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no ledger here; check data_dir in the configuration")
+    with contextlib.closing(Reader(path)) as reader:
+        rows = reader.rows("SELECT seq, reason FROM refused ORDER BY seq")
+        return [{"seq": seq, "reason": reason} for seq, reason in rows]

@@ -42,6 +42,9 @@ class LedgerTooNew(Exception):
     """The ledger was written by a newer version; it is left untouched."""
 
 
+SQL_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+"""What sqlite3 raises. The second comes of messages that quote a damaged text (CPython 3.11)."""
+
 _DAMAGE_CODES = {
     sqlite3.SQLITE_ERROR,  # a table or column that is gone
     sqlite3.SQLITE_CORRUPT,
@@ -54,6 +57,8 @@ _DAMAGE_CODES = {
 
 def is_damage(error: BaseException) -> bool:
     """Whether the file's content is at fault, not the disk, its rights or its room."""
+    if isinstance(error, UnicodeDecodeError):
+        return True
     if not isinstance(error, sqlite3.DatabaseError) or isinstance(error, sqlite3.ProgrammingError):
         return False
     code = getattr(error, "sqlite_errorcode", None)
@@ -117,9 +122,7 @@ def inspect(path: Path) -> Wal:
         raise LedgerDamaged("its head is not that of a SQLite file")
     version = struct.unpack(">I", head[60:64])[0]
     if version > FORMAT:
-        return (
-            wal  # the next version may differ in all that is asked below; whether it is one is seen when open
-        )
+        return wal  # whether it is one is seen when it is open; all that is asked below may differ there
     fixed = (head[16:18], head[20:24], head[44:52], head[52:60], head[60:64], head[64:72], head[72:92])
     expected = (
         PAGE.to_bytes(2, "big"),
@@ -133,7 +136,9 @@ def inspect(path: Path) -> Wal:
     if fixed != expected or head[18] != head[19] or head[18] not in (1, 2):
         raise LedgerDamaged("its head is damaged")
     pages = wal.size or struct.unpack(">I", head[28:32])[0]
-    missing = set(range(length // PAGE + 1, pages + 1)) - wal.pages if length < pages * PAGE else set()
+    there = length // PAGE
+    # Counted first: a damaged head may claim four thousand million pages.
+    missing = pages - there > len(wal.pages) or any(n not in wal.pages for n in range(there + 1, pages + 1))
     if missing or (wal.size is None and length != pages * PAGE):
         raise LedgerDamaged(f"it should have {pages} pages of {PAGE} bytes and has {length} bytes")
     return wal
@@ -201,9 +206,11 @@ def salvage(broken: Path, into: sqlite3.Connection, seconds: float) -> tuple[int
     """
     highest = 0
     until = time.monotonic() + seconds
+    if broken.stat().st_size < PAGE:
+        return 0, False  # and SQLite would remove the log beside an empty file
     try:
         source = open_read_only(broken)
-    except sqlite3.Error:
+    except SQL_ERRORS:
         return 0, False
     columns = ", ".join(f'"{name}"' for name in (*EVENT_COLUMNS, "digest"))
     with contextlib.closing(source):
@@ -222,14 +229,14 @@ def salvage(broken: Path, into: sqlite3.Connection, seconds: float) -> tuple[int
             insert = f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})"
             for row in _rows(source, table, names, until):
                 if 0 < row[0] < HIGHEST_SEQ and whole(row):
-                    with contextlib.suppress(sqlite3.IntegrityError, OverflowError):  # of no type it can have
+                    with contextlib.suppress(sqlite3.IntegrityError):  # a value of a type that it cannot have
                         into.execute(insert, row)
                         highest = max(highest, row[0])
-        with contextlib.suppress(sqlite3.DatabaseError):
-            acknowledged = source.execute("SELECT value FROM meta WHERE key = 'acknowledged'").fetchone()[0]
+        with contextlib.suppress(*SQL_ERRORS):
+            acknowledged = dict(source.execute("SELECT key, value FROM meta")).get("acknowledged")
             if type(acknowledged) is int and 0 <= acknowledged <= highest:
                 into.execute("UPDATE meta SET value = ? WHERE key = 'acknowledged'", (acknowledged,))
-        with contextlib.suppress(sqlite3.DatabaseError):
+        with contextlib.suppress(*SQL_ERRORS):
             into.executemany(
                 "INSERT INTO clear VALUES (?, ?)", source.execute("SELECT area, at FROM clear").fetchall()
             )
@@ -268,6 +275,6 @@ def _rows(conn: sqlite3.Connection, table: str, columns: str, until: float) -> I
                 if time.monotonic() > until:
                     break
             return
-        except (sqlite3.DatabaseError, OverflowError):
+        except (*SQL_ERRORS, OverflowError):
             last += jump
             jump *= 2

@@ -141,6 +141,9 @@ def movement_of(row: Sequence[Any]) -> Movement:
         or type(guest) is not int
         or type(entries) is not int
         or not (person is None or type(person) is str)
+        or not (point is None or type(point) is str)
+        or not (holder is None or type(holder) is str)
+        or not (credential is None or type(credential) is str)
         or not (entitlement is None or type(entitlement) is str)
     ):
         raise DamagedRow(f"movement {seq} is damaged")

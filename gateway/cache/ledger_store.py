@@ -21,6 +21,7 @@ from gateway.cache.ledger_repair import (
     APPLICATION_ID,
     FORMAT,
     HIGHEST_SEQ,
+    SQL_ERRORS,
     LedgerDamaged,
     LedgerTooNew,
     Wal,
@@ -47,6 +48,10 @@ SALVAGE_SECONDS = 20.0
 BUSY_SECONDS = 2.0
 """How long another program may hold the ledger before that counts as a fault."""
 PRUNE_ROWS = 1000
+TRUSTED_KEY = "trusted"
+TRUSTED_STEP = 10_000_000
+"""The newest trusted time is kept on disk this coarsely (microseconds), to spare a row in each commit."""
+LANE_KEY = "lane:"
 RETAIN_MOVEMENTS = 400 * 86_400_000_000
 """Longer than a year: limits per year and term count what is that old."""
 
@@ -81,7 +86,7 @@ _CLEAR = "INSERT INTO clear VALUES (?, ?) ON CONFLICT (area) DO UPDATE SET at = 
 BY_PERSON = f"SELECT {_MOVEMENT} FROM movement WHERE person = ? AND at >= ? ORDER BY at, seq"
 BY_ENTITLEMENT = f"SELECT {_MOVEMENT} FROM movement WHERE entitlement = ? AND at >= ? ORDER BY at, seq"
 BY_SEQ = f"SELECT {_MOVEMENT} FROM movement WHERE seq = ?"
-SINCE = f"SELECT {_MOVEMENT} FROM movement WHERE at >= ? ORDER BY person, at, seq"
+SINCE = f"SELECT {_MOVEMENT} FROM movement WHERE at >= ? ORDER BY at, seq"
 KEYS_SINCE = "SELECT person, entitlement FROM movement WHERE at >= ?"
 PENDING = f"SELECT {_MOVEMENT} FROM movement WHERE passage = 'pending' ORDER BY seq"
 EVENTS = f"SELECT {_EVENT}, digest FROM event WHERE seq > ? ORDER BY seq LIMIT ?"
@@ -125,6 +130,7 @@ class Store:
         self.set_aside: Path | None = None
         """Where a damaged ledger was put when this one was begun in its place."""
         self.set_aside_reason: str | None = None
+        self._trusted = -TRUSTED_STEP
         self.log_pages = 0
         """About how many pages lie in the write-ahead log."""
 
@@ -139,7 +145,7 @@ class Store:
             return cls.replace(path, gateway, None)
         try:
             return cls._open(path, gateway)
-        except sqlite3.DatabaseError as error:
+        except SQL_ERRORS as error:
             if not is_damage(error):
                 raise
             return cls.replace(path, gateway, str(error))
@@ -233,8 +239,12 @@ class Store:
             conn.execute("SELECT max(seq) FROM event").fetchone()[0] or 0,
             conn.execute("SELECT max(seq) FROM movement").fetchone()[0] or 0,
         )
-        if not self.epochs or not all(
-            type(n) is int and 0 <= n < HIGHEST_SEQ for n in (*numbers, self.acknowledged)
+        counted = (*numbers, self.acknowledged, *(first for first, _ in self.epochs))
+        if (
+            not self.epochs
+            or not all(type(number) is int and 0 <= number < HIGHEST_SEQ for number in counted)
+            or not all(type(epoch) is int for _, epoch in self.epochs)
+            or type(meta.get("gateway")) is not str
         ):
             raise LedgerDamaged("its numbers are damaged")
         self.last_seq = max(int(number) for number in numbers)
@@ -270,7 +280,7 @@ class Store:
         """Frames of the log that SQLite takes for whole; moves them into the file on the way."""
         try:
             length: int = self.conn.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
-        except sqlite3.Error as error:
+        except SQL_ERRORS as error:
             if is_damage(error):
                 raise
             return HIGHEST_SEQ  # a full or read-only disk: no time to judge the log
@@ -289,6 +299,7 @@ class Store:
         made: list[tuple[Any, ...]] = []
         settled: list[tuple[str, int]] = []
         cleared: list[tuple[str, int]] = []
+        kept: dict[str, Any] = {}
         acts: list[Act] = []
         entries: list[Entry] = []
         for item in batch:
@@ -310,6 +321,10 @@ class Store:
                     made.append((seq, *item.movement_row))
             if event.kind is EventKind.CLEAR and event.from_ is not None:
                 cleared.append((event.from_, event.at))
+            elif event.kind is EventKind.LANE:
+                kept[f"{LANE_KEY}{event.lane}"] = event.detail
+            if event.trusted and event.at >= self._trusted + TRUSTED_STEP:
+                self._trusted = kept[TRUSTED_KEY] = event.at
         conn = self.conn
         with self._transaction():
             conn.executemany(_INSERT_EVENT, events)
@@ -319,6 +334,8 @@ class Store:
                 self._settle_one_by_one(entries)
             if cleared:
                 conn.executemany(_CLEAR, cleared)
+            if kept:
+                conn.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", kept.items())
             for act in acts:
                 act.do(self)
         self.last_seq = seq

@@ -12,7 +12,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from gateway.cache.ledger_read import Reader
-from gateway.cache.ledger_repair import is_damage, open_read_only
+from gateway.cache.ledger_repair import SQL_ERRORS, is_damage, open_read_only
 from gateway.cache.ledger_store import Act, Entry, Store
 
 MAX_BATCH = 1000
@@ -168,7 +168,7 @@ class Writer:
                 started = time.perf_counter()
                 store.write(batch)
                 seconds = time.perf_counter() - started
-            except (OSError, sqlite3.Error) as error:
+            except (OSError, *SQL_ERRORS) as error:
                 if is_damage(error) and not replaced:
                     self._damage = str(error)
                     replaced = True
@@ -215,7 +215,7 @@ class Writer:
     def _checkpoint(self, store: Store) -> None:
         try:
             store.checkpoint()
-        except sqlite3.Error as error:
+        except SQL_ERRORS as error:
             if is_damage(error):
                 self._damage = str(error)
             store.log_pages = 0  # a disk that will not have it is met again by the next commit
@@ -255,7 +255,7 @@ class Writer:
                 if self._closing.is_set():
                     return
                 answer = conn.execute("PRAGMA quick_check(1)").fetchone()[0]
-        except sqlite3.Error as error:
+        except SQL_ERRORS as error:
             if not is_damage(error):
                 return
             answer = str(error)

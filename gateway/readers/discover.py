@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 import hidraw
-from serial.tools import list_ports  # type: ignore[import-untyped]
+from serial.tools import list_ports
 
 from gateway.config import ReaderDriver
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import serial  # type: ignore[import-untyped]
+import serial
 
 from gateway.config import ReaderConfig
 from gateway.readers.keyboard import EV_MSC, KEY_STATE_BYTES

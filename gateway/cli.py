@@ -1,0 +1,414 @@
+"""The command line (DESIGN.md 5): arguments in, one function a command, exit status out.
+
+Results for programs are NDJSON on stdout, everything for people goes to stderr. Exit 0: success or
+granted, 1: denied, 2: a usage, configuration or data error, with a message that says what to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+from gateway import __version__, control, log
+from gateway.cache.build import BuildReport, DataError, build, yield_to_gate
+from gateway.cache.codekey import CodeKeyError
+from gateway.cache.generations import BusyError, SnapshotError
+from gateway.cache.ledger import LedgerTooNew, event_json, read_events, read_refused
+from gateway.cache.ledger_store import FILE as LEDGER_FILE
+from gateway.cache.snapshot import Snapshot
+from gateway.config import Config
+from gateway.configload import ConfigError, load
+from gateway.replay import ScansError
+from gateway.replay import run as run_replay
+
+DEFAULT_CONFIG = Path("/etc/gateway/gateway.toml")
+GRANTED, DENIED, WRONG = 0, 1, 2
+
+
+class UsageError(Exception):
+    """What was asked cannot be done; the message says why and what to do instead."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+        sys.stdout.flush()
+        return status
+    except (
+        UsageError,
+        ConfigError,
+        DataError,
+        SnapshotError,
+        CodeKeyError,
+        BusyError,
+        LedgerTooNew,
+        ScansError,
+    ) as error:
+        return _wrong(str(error))
+    except control.CallError as error:
+        return _wrong(str(error))
+    except control.NoGate as error:
+        return _wrong(
+            f"no gate is running here ({error}); start it: systemctl start gateway, or gateway gate"
+        )
+    except PermissionError as error:
+        return _wrong(
+            f"{error.filename or 'permission'}: {error.strerror}; run it as root or as the gate's user"
+        )
+    except BrokenPipeError:
+        # Whoever read our output has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return GRANTED
+    except KeyboardInterrupt:
+        return 130
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def _wrong(message: str) -> int:
+    print(f"gateway: {message}", file=sys.stderr)
+    return WRONG
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def _put(result: Any) -> None:
+    sys.stdout.write(orjson.dumps(result).decode() + "\n")
+
+
+# --- arguments --------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gateway",
+        description="The gate beside a turnstile: reads scanners, judges, records, opens the lane.",
+    )
+    parser.add_argument("--version", action="version", version=f"gateway {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], help_: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help_, description=help_)
+        sub.set_defaults(run=run)
+        sub.add_argument(
+            "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help=f"default: {DEFAULT_CONFIG}"
+        )
+        return sub
+
+    command("demo", _demo, "the whole system on this machine, without hardware or configuration")
+    for name, help_ in (
+        ("run", "the gateway in one process, for containers and trying out"),
+        ("gate", "the gate: readers, judgement, ledger, lanes (the unit gateway.service)"),
+    ):
+        sub = command(name, _gate, help_)
+        sub.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    sub = command(
+        "import", _import, "an NDJSON file of cards becomes the new generation, whole or not at all"
+    )
+    sub.add_argument("file", metavar="FILE", help="the file, or - for standard input")
+    sub.add_argument("--skip-bad", action="store_true", help="load the rest where records are bad")
+    sub = command("check", _check, "the verdict on a code, changing nothing")
+    sub.add_argument("code", metavar="CODE", help="the code, or - to read it from standard input")
+    sub.add_argument("--point", required=True, metavar="P")
+    sub.add_argument("--at", metavar="TIME", help="an instant like 2026-11-21T10:00:00+01:00; default: now")
+    sub = command("replay", _replay, "judge a file of scans against a file of records, in memory")
+    sub.add_argument("feed", metavar="FEED", help="records, NDJSON")
+    sub.add_argument("scans", metavar="SCANS", help="scans, NDJSON, or - for standard input")
+    sub.add_argument("--skip-bad", action="store_true", help="load the rest where records are bad")
+    sub = command("ledger", _ledger, "the access events")
+    sub.add_argument("--since", type=int, default=0, metavar="SEQ", help="only those after this number")
+    sub.add_argument("--follow", action="store_true", help="go on with what happens")
+    sub.add_argument("--refused", action="store_true", help="only those that the central refused")
+    sub = command(
+        "devices", _devices, "every scanner and relay board found, with lines for the configuration"
+    )
+    sub.add_argument("--json", action="store_true", help="NDJSON instead of text")
+    sub = command("doctor", _doctor, "check rights, devices, clock, disk and stores; say what to do")
+    sub.add_argument("--json", action="store_true", help="NDJSON instead of text")
+    sub = command("open", _open, "open a lane once")
+    sub.add_argument("lane", metavar="LANE")
+    sub = command("lane", _lane, "set the state of a lane")
+    sub.add_argument("lane", metavar="LANE")
+    sub.add_argument("state", choices=("normal", "closed", "free"))
+    sub = command("clear", _clear, "everybody in that area is outside")
+    sub.add_argument("area", metavar="AREA")
+    sub = command("annul", _annul, "the person of that event did not go through after all")
+    sub.add_argument("seq", type=int, metavar="SEQ")
+    return parser
+
+
+# --- the gate -----------------------------------------------------------------------------------------
+
+
+def _gate(options: argparse.Namespace) -> int:
+    from gateway.daemon import DataDirError, serve
+
+    config = load(options.config)
+    writer = log.start(options.log_level)
+    try:
+        return asyncio.run(serve(config))
+    except DataDirError as error:
+        raise UsageError(str(error)) from None
+    except OSError as error:
+        raise UsageError(f"the gate cannot start: {error}") from error
+    finally:
+        writer.close()
+
+
+def _demo(_: argparse.Namespace) -> int:
+    from gateway.demo import demo
+
+    return demo()
+
+
+# --- stores -------------------------------------------------------------------------------------------
+
+
+def _as_owner(data_dir: Path) -> None:
+    """Become the gate's user before touching its stores, or root leaves files that the gate cannot open."""
+    if os.geteuid() == 0 and data_dir.exists():
+        owner = data_dir.stat()
+        if owner.st_uid != 0:
+            os.setegid(owner.st_gid)
+            os.seteuid(owner.st_uid)
+
+
+def _admin(config: Config) -> control.Client:
+    return control.Client(config.gateway.admin_socket or config.gateway.data_dir / "admin.sock")
+
+
+def _import(options: argparse.Namespace) -> int:
+    config = load(options.config)
+    data_dir = config.gateway.data_dir
+    with _lines(options.file) as (lines, size):
+        _as_owner(data_dir)
+        yield_to_gate()
+        report = _build(data_dir, lines, size, options)
+    try:
+        with closing(_admin(config)) as gate:
+            taken = gate.call("generation")["generation"]
+        used = "in use" if taken == report.generation else f"not taken; the gate uses generation {taken}"
+    except control.NoGate:
+        used = "used when a gate starts"
+    _say(f"gateway: generation {report.generation} {used}")
+    _put(
+        {
+            "generation": report.generation,
+            "records": report.records,
+            "credentials": report.credentials,
+            "entitlements": report.entitlements,
+            "holders": report.holders,
+            "skipped_bad": report.skipped_bad,
+            "unknown_kinds": report.unknown_kinds,
+        }
+    )
+    return GRANTED
+
+
+def _build(
+    data_dir: Path, lines: Iterable[bytes], size: int | None, options: argparse.Namespace
+) -> BuildReport:
+    with _progress(size) as progress:
+        report = build(data_dir, lines, source=options.file, skip_bad=options.skip_bad, progress=progress)
+    for fault in report.faults:
+        _say(f"gateway: skipped: {options.file}, {fault}")
+    if report.skipped_bad > len(report.faults):
+        _say(f"gateway: skipped {report.skipped_bad - len(report.faults)} more bad records")
+    return report
+
+
+@contextmanager
+def _progress(size: int | None) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %  {task.fields[records]:,} records"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    ) as bar:
+        task = bar.add_task("reading", total=size, records=0)
+
+        def show(records: int, read: int) -> None:
+            done = size is not None and read >= size
+            bar.update(task, completed=read, records=records, description="building" if done else "reading")
+
+        yield show
+
+
+@contextmanager
+def _lines(name: str) -> Iterator[tuple[IO[bytes], int | None]]:
+    """A file's lines and its size in bytes (None where it cannot be known)."""
+    if name == "-":
+        yield sys.stdin.buffer, None
+        return
+    try:
+        with open(name, "rb") as file:
+            yield file, os.fstat(file.fileno()).st_size or None
+    except FileNotFoundError:
+        raise UsageError(f"{name}: there is no such file") from None
+    except IsADirectoryError:
+        raise UsageError(f"{name}: is a folder; name the NDJSON file in it") from None
+
+
+def _check(options: argparse.Namespace) -> int:
+    config = load(options.config)
+    code = sys.stdin.readline().rstrip("\r\n") if options.code == "-" else options.code
+    try:
+        with closing(_admin(config)) as gate:
+            answer = gate.call("check", code=code, point=options.point, at=options.at)
+    except control.NoGate:
+        answer = _check_alone(config, code, options.point, options.at)
+    _put(answer)
+    return GRANTED if answer["verdict"] == "granted" else DENIED
+
+
+def _check_alone(config: Config, code: str, point: str, at: str | None) -> dict[str, Any]:
+    """No gate runs: open its stores ourselves, for as long as the answer takes."""
+    from gateway.daemon import DataDirError, check_alone
+
+    _as_owner(config.gateway.data_dir)
+    try:
+        return asyncio.run(check_alone(config, {"code": code, "point": point, "at": at}))
+    except DataDirError as error:
+        raise UsageError(str(error)) from None
+
+
+def _replay(options: argparse.Namespace) -> int:
+    config = load(options.config, replay=True)
+    with tempfile.TemporaryDirectory(prefix="gateway-replay-") as folder:
+        options.file = options.feed
+        with _lines(options.feed) as (lines, size):
+            _build(Path(folder), lines, size, options)
+        snapshot = Snapshot.open(Path(folder))
+        assert snapshot is not None
+        with closing(snapshot), _lines(options.scans) as (scans, _):
+            for answer in run_replay(config, snapshot, scans, options.scans):
+                _put(answer)
+    return GRANTED
+
+
+def _ledger(options: argparse.Namespace) -> int:
+    config = load(options.config)
+    since = options.since
+    while True:
+        try:
+            with closing(_admin(config)) as gate:
+                for event in _from_gate(gate, since, options):
+                    _put(event)
+                    since = max(since, event.get("seq", since))
+        except control.NoGate:
+            if options.follow and since > options.since:
+                _say("gateway: the gate is gone; waiting for it")
+            else:
+                for event in _from_file(config, since, options):
+                    _put(event)
+                    since = max(since, event["seq"])
+        if not options.follow:
+            return GRANTED
+        sys.stdout.flush()
+        time.sleep(1)
+
+
+def _from_gate(gate: control.Client, since: int, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    if options.refused:
+        yield from gate.call("refused")["events"]
+        return
+    while True:
+        page = gate.call("events", since=since)
+        yield from page["events"]
+        if page["last"] > since:
+            since = page["last"]
+        elif options.follow:
+            sys.stdout.flush()
+            time.sleep(0.2)
+        else:
+            return
+
+
+def _from_file(config: Config, since: int, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """No gate runs: read its file ourselves."""
+    _as_owner(config.gateway.data_dir)
+    path = config.gateway.data_dir / LEDGER_FILE
+    try:
+        if options.refused:
+            yield from read_refused(path)
+            return
+        while page := read_events(path, since, 1000):
+            for row in page:
+                yield event_json(row, row["gateway"], row["epoch"])
+            since = page[-1]["seq"]
+    except FileNotFoundError as error:
+        raise UsageError(str(error)) from None
+    except sqlite3.Error as error:
+        raise UsageError(
+            f"{path} cannot be read: {error}; a gate that starts sets a damaged ledger aside"
+        ) from error
+
+
+# --- by hand ------------------------------------------------------------------------------------------
+
+
+def _ask(options: argparse.Namespace, call: str, **arguments: Any) -> int:
+    with closing(_admin(load(options.config))) as gate:
+        _put(gate.call(call, **arguments))
+    return GRANTED
+
+
+def _open(options: argparse.Namespace) -> int:
+    return _ask(options, "open", lane=options.lane)
+
+
+def _lane(options: argparse.Namespace) -> int:
+    return _ask(options, "lane", lane=options.lane, state=options.state)
+
+
+def _clear(options: argparse.Namespace) -> int:
+    return _ask(options, "clear", area=options.area)
+
+
+def _annul(options: argparse.Namespace) -> int:
+    return _ask(options, "annul", seq=options.seq)
+
+
+# --- looking around -------------------------------------------------------------------------------------
+
+
+def _devices(options: argparse.Namespace) -> int:
+    from gateway.doctor import devices
+
+    return devices(as_json=options.json)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from gateway.doctor import doctor
+
+    return doctor(options.config, as_json=options.json)
+
+
+if __name__ == "__main__":
+    entry()
