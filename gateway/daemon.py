@@ -619,7 +619,6 @@ class Daemon:
         lock = lock_data_dir(data_dir)
         self._closers += [lambda: os.close(lock), lambda: self._work.shutdown(wait=True)]
         try:
-            self.snapshot = self._open_snapshot()
             self._open_stores(data_dir)
             self.gate.rebuild(self.movements(wall()), wall())
             return Calls(self).check(arguments)
