@@ -46,7 +46,7 @@ from gateway.cache.ledger_store import (
     draw_epoch,
 )
 from gateway.cache.ledger_writer import Fault, Word, Writer, explain
-from gateway.model import NO_MOVEMENTS, SECOND, AccessEvent, EventKind, Movement, Passage
+from gateway.model import NO_MOVEMENTS, SECOND, AccessEvent, EventKind, LaneMode, Movement, Passage
 
 __all__ = ["Ledger", "LedgerTooNew", "event_json", "read_events", "read_refused"]
 
@@ -311,12 +311,13 @@ class Ledger:
     def trusted_time(self) -> int | None:
         """About the newest time at which an event was recorded under a clock that could be trusted."""
         rows = self._rows("SELECT value FROM meta WHERE key = ?", (TRUSTED_KEY,))
-        return rows[0][0] if rows else None
+        return rows[0][0] if rows and type(rows[0][0]) is int else None
 
     def lane_modes(self) -> dict[str, str]:
         """The state that each lane was last set to; lanes that were never set are missing."""
         rows = self._rows("SELECT key, value FROM meta WHERE key GLOB ?", (f"{LANE_KEY}*",))
-        return {key.removeprefix(LANE_KEY): value for key, value in rows}
+        modes = {mode.value for mode in LaneMode}
+        return {key.removeprefix(LANE_KEY): value for key, value in rows if value in modes}
 
     def watch(self, recent_from: int) -> None:
         """To be called once a venue day with its start. The filter of who was here lately then reaches back
@@ -402,7 +403,7 @@ class Ledger:
 
     def acknowledge(self, epoch: int, seq: int) -> bool:
         """The central holds all up to this event. False, and nothing done, if the epoch is not its own."""
-        if not 0 < seq <= self.last_seq or epoch_of(self._writer.epochs, seq) != epoch:
+        if not 0 < seq <= self.last_seq or self._epoch_of(seq) != epoch:
             return False
         self._writer.queue.put(Act(lambda store: store.acknowledge(max(seq, store.acknowledged))))
         return True
@@ -427,7 +428,11 @@ class Ledger:
     def refused(self) -> list[dict[str, Any]]:
         """The events refused, each with its ``reason``."""
         rows = self._rows("SELECT seq, reason FROM refused ORDER BY seq")
-        return [(self.event(seq) or {"seq": seq}) | {"reason": reason} for seq, reason in rows]
+        return [
+            (self.event(seq) or {"seq": seq, "epoch": self._epoch_of(seq), "damaged": True})
+            | {"reason": reason}
+            for seq, reason in rows
+        ]
 
     def new_epoch(self, reason: str, then: Callable[[], None] | None = None) -> None:
         """Draws a new epoch for all that is not acknowledged and all that follows. It is in use, and ``then``
@@ -437,7 +442,7 @@ class Ledger:
 
     def holds(self, epoch: int, seq: int) -> bool:
         """Whether the movement that this event of this gateway made is here: a ``usage`` of it is no news."""
-        if epoch_of(self._writer.epochs, seq) != epoch:
+        if self._epoch_of(seq) != epoch:
             return False
         return bool(self._rows("SELECT 1 FROM movement WHERE seq = ?", (seq,)))
 
@@ -455,6 +460,9 @@ class Ledger:
                 self.prune(now, retain, keep_movements)
 
         self._writer.queue.put(Act(do, then))
+
+    def _epoch_of(self, seq: int) -> int | None:
+        return epoch_of(self._writer.epochs, seq)
 
     # --- reading ---
 

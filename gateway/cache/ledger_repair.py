@@ -233,9 +233,12 @@ def salvage(broken: Path, into: sqlite3.Connection, seconds: float) -> tuple[int
                         into.execute(insert, row)
                         highest = max(highest, row[0])
         with contextlib.suppress(*SQL_ERRORS):
-            acknowledged = dict(source.execute("SELECT key, value FROM meta")).get("acknowledged")
+            meta = dict(source.execute("SELECT key, value FROM meta"))
+            acknowledged = meta.pop("acknowledged", None)
             if type(acknowledged) is int and 0 <= acknowledged <= highest:
                 into.execute("UPDATE meta SET value = ? WHERE key = 'acknowledged'", (acknowledged,))
+            # What is new in the new ledger stays as it is there.
+            into.executemany("INSERT OR IGNORE INTO meta VALUES (?, ?)", meta.items())
         with contextlib.suppress(*SQL_ERRORS):
             into.executemany(
                 "INSERT INTO clear VALUES (?, ?)", source.execute("SELECT area, at FROM clear").fetchall()

@@ -168,7 +168,7 @@ class Store:
                 conn.execute(statement)
             conn.executemany(
                 "INSERT INTO meta VALUES (?, ?)",
-                (("format", FORMAT), ("gateway", gateway), ("acknowledged", 0), ("starts", 0)),
+                (("format", FORMAT), ("gateway", gateway), ("acknowledged", 0), ("starts", 0), ("floor", 0)),
             )
             highest, known = salvage(path, conn, SALVAGE_SECONDS) if reason is not None else (0, False)
             # Without the old epochs what was saved belongs to the new one, and is sent again under it.
@@ -177,7 +177,7 @@ class Store:
                 "INSERT OR REPLACE INTO epoch VALUES (?, ?, ?, ?)",
                 (first, draw_epoch(), now(), reason or "the ledger was begun"),
             )
-            conn.execute("INSERT INTO meta VALUES ('floor', ?)", (max(highest, beyond),))
+            conn.execute("UPDATE meta SET value = ? WHERE key = 'floor'", (max(highest, beyond),))
             conn.execute("COMMIT")
             conn.execute("PRAGMA journal_mode = WAL")
             conn.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -247,6 +247,7 @@ class Store:
             or type(meta.get("gateway")) is not str
         ):
             raise LedgerDamaged("its numbers are damaged")
+        self._gateway_before: str = meta["gateway"]
         self.last_seq = max(int(number) for number in numbers)
         latest = conn.execute(EVENTS, (self.last_seq - 64, 64)).fetchall()
         if any(event_dict(row[:-1], row[-1], None).get("damaged") for row in latest):
@@ -259,10 +260,9 @@ class Store:
         conn = self.conn
         with self._transaction():
             conn.execute("UPDATE meta SET value = value + 1 WHERE key = 'starts'")
-            before = conn.execute("SELECT value FROM meta WHERE key = 'gateway'").fetchone()[0]
-            if before != self.gateway:
+            if self._gateway_before != self.gateway:
                 conn.execute("UPDATE meta SET value = ? WHERE key = 'gateway'", (self.gateway,))
-                self.new_epoch(draw_epoch(), f"the gateway's id was {before}")
+                self.new_epoch(draw_epoch(), f"the gateway's id was {self._gateway_before}")
         self.begun = True
 
     @contextlib.contextmanager
@@ -300,6 +300,7 @@ class Store:
         settled: list[tuple[str, int]] = []
         cleared: list[tuple[str, int]] = []
         kept: dict[str, Any] = {}
+        trusted = self._trusted
         acts: list[Act] = []
         entries: list[Entry] = []
         for item in batch:
@@ -323,8 +324,8 @@ class Store:
                 cleared.append((event.from_, event.at))
             elif event.kind is EventKind.LANE:
                 kept[f"{LANE_KEY}{event.lane}"] = event.detail
-            if event.trusted and event.at >= self._trusted + TRUSTED_STEP:
-                self._trusted = kept[TRUSTED_KEY] = event.at
+            if event.trusted and event.at >= trusted + TRUSTED_STEP:
+                trusted = kept[TRUSTED_KEY] = event.at
         conn = self.conn
         with self._transaction():
             conn.executemany(_INSERT_EVENT, events)
@@ -338,7 +339,7 @@ class Store:
                 conn.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", kept.items())
             for act in acts:
                 act.do(self)
-        self.last_seq = seq
+        self.last_seq, self._trusted = seq, trusted
         # Each event touches a page in each of two indexes, each commit the last pages of the rest.
         self.log_pages += 6 + 2 * len(events)
 
