@@ -26,7 +26,7 @@ from gateway.model import (
     Product,
     Verdict,
 )
-from gateway.presence import Occupancy, Stay, is_in, stay
+from gateway.presence import Stay, is_in, stay
 from gateway.rules import PointAt, RuleAt, World
 from gateway.venuetime import DAY
 
@@ -44,6 +44,12 @@ class History(Protocol):
     def entitlement(self, entitlement: str, since: int) -> Sequence[Movement]: ...
 
 
+class Counts(Protocol):
+    """How many people are in an area, pending entries included."""
+
+    def count(self, area: str, now: int) -> int: ...
+
+
 class Grant(Protocol):
     """A grant that waits for its passage."""
 
@@ -57,7 +63,7 @@ class Facts:
 
     world: World
     history: History
-    occupancy: Occupancy
+    occupancy: Counts
     cleared: Mapping[str, int]
     pending: Mapping[tuple[str, str], Grant]
     """Grants of people themselves (not of guests) that wait for passage, by point and person."""
@@ -346,7 +352,10 @@ def _guest(facts: Facts, at: PointAt, now: int, credential: Credential, *, close
         movements = [
             m
             for m in facts.history.person(person, min(now - DAY, world.presence_since(now)))
-            if m.at <= now and m.point == point.name and m.passage is not Passage.NOT_TAKEN
+            if m.at <= now
+            and m.point == point.name
+            and m.to == point.to
+            and m.passage is not Passage.NOT_TAKEN
         ]
         own = next((m for m in reversed(movements) if not m.guest), None)
         if own is None:

@@ -16,13 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from heapq import heappop, heappush
-from itertools import count
 from time import perf_counter
 from typing import Protocol
 
 from gateway.clock import TrustedClock
 from gateway.config import Config, LaneConfig, SecondGrant
+from gateway.crowd import Crowd, Pending
 from gateway.decide import Facts, decide, is_code
 from gateway.messages import message, pick
 from gateway.metrics import Metrics
@@ -39,7 +38,6 @@ from gateway.model import (
     Scan,
     Verdict,
 )
-from gateway.presence import NOWHERE, Occupancy, Stay, arrive, stay
 from gateway.rules import PointAt, World
 from gateway.turnstile.lane import Action, Forced, Hold, Lane, Pulse, Settled
 
@@ -164,8 +162,8 @@ class GrantAt:
     direction: str
     scanned: int
     """Monotonic; 0 for a lane opened by hand."""
-    pends: tuple[str, ...] = ()
-    """Areas in which it counts as a pending entry."""
+    pending: Pending | None = None
+    """While it counts as an entry that waits for its passage."""
 
 
 @dataclass(slots=True)
@@ -231,15 +229,12 @@ class Gate:
         self.ledger = ledger
         self.past = Past(ledger, own)
         self._pending: dict[tuple[str, str], GrantAt] = {}
-        self._waiting: dict[str, list[GrantAt]] = {}
-        """Pending entries of people themselves, by person."""
-        self._cleared = dict(cleared or {})
-        self.facts = Facts(world, self.past, Occupancy(world), self._cleared, self._pending)
+        cleared = dict(cleared or {})
+        self.crowd = Crowd(world, self.past, cleared)
+        self.facts = Facts(world, self.past, self.crowd, cleared, self._pending)
         self._snapshot: Snapshot | None = None
         self.stale = False
         self.synchronised = True
-        self._later: list[tuple[int, int, Movement]] = []
-        self._order = count()
         # What the daemon listens to; the defaults are deaf.
         self.on_verdict: Callable[[Scan, PointAt, Decision, int], None] = _deaf
         self.on_lane: Callable[[LaneAt], None] = _deaf
@@ -288,70 +283,19 @@ class Gate:
         """Judge by this snapshot from now on. Pending grants and lanes go on as they are."""
         self._snapshot = self.past.snapshot = snapshot
         self.facts.world = world
+        self.crowd.use(world)
         for lane in self.lanes.values():
             lane.points = [world.points[p.point.name] for p in lane.points]
 
     def rebuild(self, movements: Iterable[Movement], now: int) -> None:
-        """Reckon occupancy anew from all movements that can still mean presence, in the order of time.
-
-        Movements dated later than now are kept until their time comes.
-        """
-        world, cleared = self.world, dict(self.facts.cleared)
-        occupancy = self.facts.occupancy = Occupancy(world)
-        self._later = []
-        here: dict[str, Stay] = {}
-        clears = sorted((at, area) for area, at in cleared.items())
-        for m in movements:
-            if m.at > now:
-                heappush(self._later, (m.at, next(self._order), m))
-                continue
-            while clears and clears[0][0] <= m.at:
-                _clear(world, occupancy, here, *clears.pop(0))
-            if _made(m):
-                self._pass(occupancy, here, m)
-        for at, area in clears:
-            if at <= now:
-                _clear(world, occupancy, here, at, area)
-        for grant in self._pending.values():
-            occupancy.pend(grant.pends, 1, now)
+        """Reckon occupancy anew from all movements that can still mean presence, in the order of time."""
+        self.crowd.rebuild(movements, now)
 
     def happened(self, movements: Iterable[Movement], now: int) -> None:
-        """Usage that has just become known (from other gates): it takes its place by its time."""
+        """Usage that has just become known (from other gates)."""
         for m in movements:
             if not self.past.is_own(m):
-                self._happen(m, now)
-
-    def _happen(self, m: Movement, now: int) -> None:
-        if m.at > now:
-            heappush(self._later, (m.at, next(self._order), m))
-        elif _made(m):
-            self._apply(m, now)
-
-    def _catch_up(self, now: int) -> None:
-        """Movements that were dated later than now and have come about: one instant after the other."""
-        while self._later and self._later[0][0] <= now:
-            at = self._later[0][0]
-            here: dict[str, Stay] = {}
-            while self._later and self._later[0][0] == at:
-                m = heappop(self._later)[2]
-                if not _made(m):
-                    continue
-                if m.person is not None and m.person not in here:
-                    earlier = self.past.person(m.person, self.world.presence_since(at))
-                    here[m.person] = self._stay_of([e for e in earlier if e.at < at], at)
-                self._pass(self.facts.occupancy, here, m)
-
-    def _pass(self, occupancy: Occupancy, here: dict[str, Stay], m: Movement) -> None:
-        """Count a movement at its own time; ``here`` says where people are and is kept up to date."""
-        if m.person is None or m.guest:
-            if _is_head(m):
-                occupancy.head(m.from_, m.to, m.at, m.at, m.entries)
-            return
-        before, after = here.get(m.person, NOWHERE), arrive(self.world, m)
-        if self.world.areas.is_exit(m.from_, m.to):
-            occupancy.leave(before, m.from_, m.to, m.at, m.at)
-        occupancy.move(before, after, m.at)
-        here[m.person] = after
+                self.crowd.happened(m, now)
 
     # --- scans -----------------------------------------------------------------------------------
 
@@ -363,8 +307,7 @@ class Gate:
             return None
         at = self.facts.world.points[reader.point]
         now = self.clock.read(scan.at, scan.monotonic, synchronised=self.synchronised)
-        if self._later:
-            self._catch_up(now)
+        self.crowd.catch_up(now)
         started = perf_counter()
         decision = self.judge(at, scan.payload, now, suspect=self.clock.suspect)
         self.metrics.decision.observe(perf_counter() - started)
@@ -442,43 +385,16 @@ class Gate:
         event.movement, event.passage = movement, movement.passage
         grant = GrantAt(decision, event, movement, point.name, scan.monotonic)
         if lane.sensor:
-            person = decision.person
-            if person is not None and not decision.guest:
+            person = None if decision.guest else decision.person
+            if person is not None:
                 self._pending[point.name, person] = grant
-                if not at.exit:
-                    self._waiting.setdefault(person, []).append(grant)
-                    self._repend(person, now)
-            elif not at.exit:
-                up = self.world.areas[point.from_].up
-                self._pend(grant, [a for a in self.world.areas[point.to].up if a not in up], now)
+            if not at.exit:
+                grant.pending = Pending(person, point.from_, point.to)
+                self.crowd.wait(grant.pending, now)
             self.ledger.record(event, partial(self._open, lane, grant))
         else:
             self.ledger.record(event, partial(self._open, lane, grant))
-            self._apply(movement, now)
-
-    def _pend(self, grant: GrantAt, areas: Sequence[str], now: int) -> None:
-        self.facts.occupancy.pend(grant.pends, -1, now)
-        self.facts.occupancy.pend(areas, 1, now)
-        grant.pends = tuple(areas)
-
-    def _repend(self, person: str, now: int) -> None:
-        """A person counts once in an area, however many of their entries into it are pending."""
-        counted = set(self.world.areas[self._stay(person, now).area].up)
-        for grant in self._waiting.get(person, ()):
-            into = [a for a in self.world.areas[str(grant.event.to)].up if a not in counted]
-            self._pend(grant, into, now)
-            counted.update(into)
-
-    def _stay(self, person: str, now: int, without: Movement | None = None) -> Stay:
-        movements = self.past.person(person, self.world.presence_since(now))
-        if without is not None:
-            movements = [m for m in movements if not _same(m, without)]
-        return self._stay_of(movements, now)
-
-    def _stay_of(self, movements: Sequence[Movement], now: int) -> Stay:
-        if not movements:
-            return NOWHERE
-        return stay(self.world, movements, self.facts.cleared, now, pending=False)
+            self.crowd.apply(movement, now)
 
     # --- what becomes of a grant ---------------------------------------------------------------------
 
@@ -516,18 +432,12 @@ class Gate:
         person = grant.decision.person
         if person is not None and self._pending.get((grant.direction, person)) is grant:
             del self._pending[grant.direction, person]
-        self._pend(grant, (), now)
-        waiting = self._waiting.get(person, []) if person is not None else []
-        if grant in waiting:
-            waiting.remove(grant)
-            if not waiting:
-                del self._waiting[str(person)]
         self._count_passage(lane, passage)
         movement = grant.movement
         undo = movement is not None and movement.passage is Passage.ASSUMED
         if movement is not None:
             if undo and passage is Passage.NOT_TAKEN:
-                self._undo(movement, now)
+                self.crowd.undo(movement, now)
             movement.passage = passage
         self.ledger.record(
             AccessEvent(
@@ -547,9 +457,10 @@ class Gate:
             )
         )
         if movement is not None and passage in (Passage.TAKEN, Passage.ASSUMED):
-            self._apply(movement, now)
-        if waiting:
-            self._repend(str(person), now)
+            self.crowd.apply(movement, now)
+        if grant.pending is not None:
+            self.crowd.done(grant.pending, now)
+            grant.pending = None
 
     def _forced(self, lane: LaneAt, direction: str | None, now: int) -> None:
         """Somebody went through without a grant. On a free lane that is as it should be."""
@@ -570,37 +481,10 @@ class Gate:
                 movement=movement,
             )
         )
-        self._apply(movement, now)
+        self.crowd.apply(movement, now)
 
     def _count_passage(self, lane: LaneAt, passage: Passage) -> None:
         self._passages[lane.config.name, passage].inc()
-
-    def _apply(self, m: Movement, now: int) -> None:
-        """A movement that was made changes who is where, also one that is told of late."""
-        occupancy = self.facts.occupancy
-        since = self.world.presence_since(now)
-        if m.at < since:
-            return
-        if m.person is None or m.guest:
-            if _is_head(m):
-                occupancy.head(m.from_, m.to, m.at, now, m.entries)
-            return
-        others = [o for o in self.past.person(m.person, since) if not _same(o, m)]
-        if self.world.areas.is_exit(m.from_, m.to):
-            then = self._stay_of([o for o in others if o.at <= m.at], m.at)
-            occupancy.leave(then, m.from_, m.to, m.at, now)
-        before = self._stay_of(others, now)
-        after = self._stay_of(sorted((*others, m), key=_at), now)
-        occupancy.move(before, after, now)
-
-    def _undo(self, m: Movement, now: int) -> None:
-        """A movement that was counted turns out not to have been made."""
-        if m.person is None or m.guest:
-            self.facts.occupancy.unhead(m.from_, m.to, m.at, now)
-            return
-        before = self._stay(m.person, now)
-        after = self._stay(m.person, now, without=m)
-        self.facts.occupancy.move(before, after, now)
 
     # --- the lanes ---------------------------------------------------------------------------------
 
@@ -608,7 +492,7 @@ class Gate:
         """The passage sensor fired; ``direction`` is the point where the sensor knows it."""
         at = self.lanes[lane]
         now = self.clock.read(wall, monotonic, synchronised=self.synchronised)
-        self._catch_up(now)
+        self.crowd.catch_up(now)
         self._perform(at, at.lane.passed(direction, monotonic), now)
 
     def turned_back(self, lane: str, direction: str, wall: int, monotonic: int) -> None:
@@ -627,7 +511,7 @@ class Gate:
     def tick(self, wall: int, monotonic: int) -> None:
         """Passage time-outs, queued grants and movements whose time has come."""
         now = self.clock.read(wall, monotonic, synchronised=self.synchronised)
-        self._catch_up(now)
+        self.crowd.catch_up(now)
         for lane in self.lanes.values():
             self._perform(lane, lane.lane.tick(monotonic), now)
 
@@ -686,15 +570,14 @@ class Gate:
         now = self.clock.read(wall, monotonic, synchronised=self.synchronised)
         # One past now: a movement of this very microsecond is cleared as well.
         at = now + 1
-        self._cleared[area] = at
-        self.facts.occupancy.clear(area, now)
+        self.crowd.clear(area, now, at)
         self.ledger.record(AccessEvent(EventKind.CLEAR, at, from_=area, to=OUTSIDE, by=by))
 
     def annul(self, seq: int, movement: Movement, by: str, wall: int, monotonic: int) -> None:
         """The person of that event did not go through after all."""
         now = self.clock.read(wall, monotonic, synchronised=self.synchronised)
         if movement.passage in (Passage.TAKEN, Passage.ASSUMED, Passage.FORCED):
-            self._undo(movement, now)
+            self.crowd.undo(movement, now)
         movement.passage = Passage.NOT_TAKEN
         self.ledger.record(
             AccessEvent(
@@ -733,13 +616,13 @@ class Gate:
     @contextmanager
     def as_of(self, movements: Iterable[Movement], now: int) -> Iterator[None]:
         """Occupancy as it was (or would be) at another time, for as long as the block lasts."""
-        facts, later, pending = self.facts, self._later, self._pending
-        self.facts, self._pending = replace(facts, occupancy=Occupancy(facts.world), pending={}), {}
+        facts, crowd = self.facts, Crowd(self.world, self.past, dict(self.facts.cleared))
+        crowd.rebuild(movements, now)
+        self.facts = replace(facts, occupancy=crowd, pending={})
         try:
-            self.rebuild(movements, now)
             yield
         finally:
-            self.facts, self._later, self._pending = facts, later, pending
+            self.facts = facts
 
     def relay_state(self, lane: str, reason: str | None, wall: int, monotonic: int) -> None:
         """The lane's relay is lost (a reason) or back (None)."""
@@ -803,32 +686,6 @@ def _works_at(decision: Decision) -> datetime | None:
     if decision.detail is None or "T" not in decision.detail:
         return None
     return datetime.fromisoformat(decision.detail)
-
-
-def _same(a: Movement, b: Movement) -> bool:
-    """Whether two values tell of one movement."""
-    if a is b:
-        return True
-    if a.seq is not None or b.seq is not None:
-        return a.seq == b.seq and a.source == b.source
-    return a.source is not None and a.source == b.source
-
-
-def _made(m: Movement) -> bool:
-    """Whether somebody went through, as far as is known."""
-    return m.passage is not Passage.NOT_TAKEN and m.passage is not Passage.PENDING
-
-
-def _is_head(m: Movement) -> bool:
-    """Whether a movement without a presence of its own counts a head: not where it names an entitlement
-    alone, which says what was used and not who came (DESIGN.md 4.4)."""
-    return m.person is not None or m.entitlement is None
-
-
-def _clear(world: World, occupancy: Occupancy, here: dict[str, Stay], at: int, area: str) -> None:
-    occupancy.clear(area, at)
-    for person in [p for p, s in here.items() if s.area in world.areas[area].down]:
-        here[person] = NOWHERE
 
 
 def _deaf(*_: object) -> None:
