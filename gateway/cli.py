@@ -42,7 +42,11 @@ class UsageError(Exception):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    if not (sys.argv[1:] if arguments is None else arguments):
+        parser.print_help(sys.stderr)
+        return WRONG
+    options = parser.parse_args(arguments)
     try:
         status: int = options.run(options)
         sys.stdout.flush()
@@ -127,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--skip-bad", action="store_true", help="load the rest where records are bad")
     sub = command("check", _check, "the verdict on a code, changing nothing")
     sub.add_argument("code", metavar="CODE", help="the code, or - to read it from standard input")
-    sub.add_argument("--point", required=True, metavar="P")
+    sub.add_argument("--point", required=True, metavar="P", help="the access point, as [[point]] names it")
     sub.add_argument("--at", metavar="TIME", help="an instant like 2026-11-21T10:00:00+01:00; default: now")
     sub = command("replay", _replay, "judge a file of scans against a file of records, in memory")
     sub.add_argument("feed", metavar="FEED", help="records, NDJSON")
@@ -144,14 +148,14 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("doctor", _doctor, "check rights, devices, clock, disk and stores; say what to do")
     sub.add_argument("--json", action="store_true", help="NDJSON instead of text")
     sub = command("open", _open, "open a lane once")
-    sub.add_argument("lane", metavar="LANE")
+    sub.add_argument("lane", metavar="LANE", help="as [[lane]] names it")
     sub = command("lane", _lane, "set the state of a lane")
-    sub.add_argument("lane", metavar="LANE")
-    sub.add_argument("state", choices=("normal", "closed", "free"))
+    sub.add_argument("lane", metavar="LANE", help="as [[lane]] names it")
+    sub.add_argument("state", choices=("normal", "closed", "free"), help="free: nobody is refused")
     sub = command("clear", _clear, "everybody in that area is outside")
-    sub.add_argument("area", metavar="AREA")
+    sub.add_argument("area", metavar="AREA", help="as the records name it")
     sub = command("annul", _annul, "the person of that event did not go through after all")
-    sub.add_argument("seq", type=int, metavar="SEQ")
+    sub.add_argument("seq", type=int, metavar="SEQ", help="the event's number, seq in gateway ledger")
     return parser
 
 
@@ -205,10 +209,10 @@ def _import(options: argparse.Namespace) -> int:
     try:
         with closing(_admin(config)) as gate:
             taken = gate.call("generation")["generation"]
-        used = "in use" if taken == report.generation else f"not taken; the gate uses generation {taken}"
+        used = "in use" if taken == report.generation else f"not in use: the gate keeps generation {taken}"
     except control.NoGate:
-        used = "used when a gate starts"
-    _say(f"gateway: generation {report.generation} {used}")
+        used = "ready for when a gate starts"
+    _say(f"gateway: generation {report.generation} is {used}; credentials: {report.credentials:,}")
     _put(
         {
             "generation": report.generation,
@@ -229,33 +233,40 @@ def _build(
     with _progress(size) as progress:
         report = build(data_dir, lines, source=options.file, skip_bad=options.skip_bad, progress=progress)
     for fault in report.faults:
-        _say(f"gateway: skipped: {options.file}, {fault}")
+        _say(f"gateway: skipped {options.file}:{fault}")
     if report.skipped_bad > len(report.faults):
         _say(f"gateway: skipped {report.skipped_bad - len(report.faults)} more bad records")
+    for kind, count in report.unknown_kinds.items():
+        _say(f"gateway: skipped {count} of the kind {kind!r}, which this version does not know")
     return report
 
 
 @contextmanager
 def _progress(size: int | None) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on a terminal, nothing elsewhere."""
+    """A bar on a terminal, gone when its work is done; nothing elsewhere."""
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description:<8}"),
         BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %  {task.fields[records]:,} records"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[share]:>5}  {task.fields[records]:,} records"),
+        TimeElapsedColumn(),
         console=Console(stderr=True),
+        transient=True,
     ) as bar:
-        task = bar.add_task("reading", total=size, records=0)
+        task = bar.add_task("reading", total=size, records=0, share="")
 
         def show(records: int, read: int) -> None:
-            done = size is not None and read >= size
-            bar.update(task, completed=read, records=records, description="building" if done else "reading")
+            if size is None:
+                bar.update(task, records=records)
+            elif read < size:
+                bar.update(task, completed=read, records=records, share=f"{read / size:.0%}")
+            else:  # how long sorting and writing take cannot be known: the bar runs to and fro
+                bar.update(task, description="building", total=None, records=records, share="")
 
         yield show
 
@@ -292,10 +303,13 @@ def _check_alone(config: Config, code: str, point: str, at: str | None) -> dict[
     from gateway.daemon import DataDirError, check_alone
 
     _as_owner(config.gateway.data_dir)
+    writer = log.start("warning")
     try:
         return asyncio.run(check_alone(config, {"code": code, "point": point, "at": at}))
     except DataDirError as error:
         raise UsageError(str(error)) from None
+    finally:
+        writer.close()
 
 
 def _replay(options: argparse.Namespace) -> int:

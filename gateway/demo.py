@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sys
 import tempfile
+import textwrap
 import threading
 import tty
 from collections.abc import Callable
@@ -168,22 +170,22 @@ def feed(now: datetime) -> tuple[list[Json], list[tuple[str, str]]]:
         {
             "kind": "holder",
             "id": "H1",
-            "language": "de",
             "notice": {"en": "Your new card is at the desk", "de": "Ihre neue Karte liegt bereit"},
         }
     )
+    records.append({"kind": "holder", "id": "H6", "language": "de"})
     return records, [
-        ("FAMILY-8K2M", "family with plus-one: scan it twice; the second scan is the guest"),
-        ("VERNISSAGE-4T7Q", "admitted because a vernissage is on now"),
+        ("FAMILY-8K2M", "a family with a plus-one: scan it again for the guest"),
+        ("VERNISSAGE-4T7Q", "admits to vernissages, and one is on now"),
         ("SUSPENDED-2PX9", "a membership that is suspended"),
-        ("LOSTCARD-5H3J", "a lost card; the membership lives on in NEWCARD-5H3J"),
+        ("LOSTCARD-5H3J", "a lost card; its membership lives on in the next one"),
         ("NEWCARD-5H3J", "the card that was issued for it"),
         ("REPLACED-7W1B", "a card that was replaced by another"),
-        ("PASS+MEMBER-6D4F", "annual pass and membership on one code"),
+        ("PASS+MEMBER-6D4F", "annual pass and membership on one code, in German"),
         ("GRACE-3N8C", "expired three days ago, within 14 days of grace"),
-        ("OFFPEAK-9R2L", f"off-peak, admits {hours} only"),
+        ("OFFPEAK-9R2L", f"off-peak: admits from {hours.replace('-', ' to ')}"),
         ("SINGLE-1Z5V", "a single ticket: admits once"),
-        ("out FAMILY-8K2M", "the same card at the exit ('out ' and a code)"),
+        ("out FAMILY-8K2M", "the first card at the exit: out, a space and a code"),
         ("ANYTHING-ELSE", "an unknown code"),
     ]
 
@@ -257,23 +259,20 @@ class Demo:
         told = self._daemon.gate.tell(at, decision, now)
         granted = decision.verdict is Verdict.GRANTED
         self.granted += granted
-        sign = "✓" if granted else "✗"
-        detail = f" ({decision.detail})" if decision.detail else ""
-        guest = f" guest {decision.guest}" if decision.guest else ""
-        flags = f" [{', '.join(decision.flags)}]" if decision.flags else ""
-        left = f", {decision.left} left" if decision.left is not None else ""
-        _tell(f"  {sign} {decision.verdict}{guest}{detail}{flags}{left}")
-        _tell(f"    “{told.message}”" + (f"  — {told.notice}" if told.notice else ""))
+        _tell(f"  {'✓' if granted else '✗'} {_in_short(decision)}")
+        _tell_wrapped(f"“{told.message}”")
+        if told.notice:
+            _tell_wrapped(f"notice: {told.notice}")
         if not granted:
             _tell("    lane north stays shut")
             return
         if not await self._until(lambda: len(relay.history) > pulses):
-            _tell("    the same grant again: its passage is still awaited, and no second one is given")
+            _tell_wrapped("the same grant again: its passage is still awaited, no second one is given")
             return
         await asyncio.sleep(_WALK)
         self._sensor.fire()
         way = "out" if at.exit else "in"
-        _tell(f"    lane north opened for 300 ms, the visitor went {way}; {self._inside()}")
+        _tell(f"    lane north opened for 300 ms; the visitor went {way}; {self._inside()}")
 
     async def _until(self, holds: Callable[[], bool]) -> bool:
         """Wait a little for something to hold."""
@@ -292,8 +291,28 @@ class Demo:
         return f"{count} in the hall"
 
 
+def _in_short(decision: Decision) -> str:
+    """The verdict with all that is not null, as in ``gateway check``."""
+    parts = [decision.verdict.value]
+    if decision.detail is not None:
+        parts.append(f"detail {decision.detail}")
+    if decision.flags:
+        parts.append(f"flags {' '.join(decision.flags)}")
+    if decision.guest:
+        parts.append(f"guest {decision.guest}")
+    if decision.left is not None:
+        parts.append(f"left {decision.left}")
+    return ", ".join(parts)
+
+
 def _tell(text: str) -> None:
     print(text, flush=True)  # noqa: T201 - this is what the demo is for
+
+
+def _tell_wrapped(text: str) -> None:
+    """Below a verdict, broken at spaces where the terminal is too narrow."""
+    width = max(40, shutil.get_terminal_size().columns - 1)
+    _tell(textwrap.fill(text, width, initial_indent="    ", subsequent_indent="    "))
 
 
 def _read_lines(loop: asyncio.AbstractEventLoop, lines: asyncio.Queue[str | None]) -> None:
@@ -316,8 +335,8 @@ async def _serve(folder: Path) -> None:
     await daemon.start()
     try:
         demo = Demo(daemon, scanners)
-        _tell("The gate is running: a virtual serial scanner, a lane in memory, no central yet.\n")
-        _tell("Type a code and press Enter; it is scanned at the entry. Ctrl-D ends.\n")
+        _tell("The gate is running: virtual serial scanners, a lane in memory, no network.\n")
+        _tell("Type a code and press Enter: it is scanned at the entry. Ctrl-D ends.\n")
         for code, meaning in samples:
             _tell(f"  {code:<18} {meaning}")
         _tell("")
