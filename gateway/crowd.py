@@ -13,7 +13,7 @@ from itertools import count
 
 from gateway.decide import History
 from gateway.model import Movement, Passage
-from gateway.presence import NOWHERE, Occupancy, Stay, arrive, stay
+from gateway.presence import NOWHERE, Occupancy, Stay, arrive, ends, stay
 from gateway.rules import World
 
 
@@ -24,6 +24,8 @@ class Pending:
     person: str | None
     from_: str
     to: str
+    until: int = 0
+    """When the presence that it leads to would end."""
     areas: tuple[str, ...] = ()
     """Those in which it counts as one more."""
 
@@ -73,7 +75,7 @@ class Crowd:
             self._clear(here, at, area)
         for waiting in self._pending.values():
             for pending in waiting:
-                occupancy.pend(pending.areas, 1, now)
+                occupancy.pend(pending.areas, pending.until, 1, now)
 
     def _pass(self, here: dict[str, Stay], m: Movement) -> None:
         """Count a movement at its own time; ``here`` says where people are and is kept up to date."""
@@ -82,8 +84,7 @@ class Crowd:
                 self._occupancy.head(m.from_, m.to, m.at, m.at, m.entries)
             return
         before, after = here.get(m.person, NOWHERE), arrive(self._world, m)
-        if self._world.areas.is_exit(m.from_, m.to):
-            self._occupancy.leave(before, m.from_, m.to, m.at, m.at)
+        self._occupancy.leave(before, m.from_, m.to, m.at, m.at)
         self._occupancy.move(before, after, m.at)
         here[m.person] = after
 
@@ -127,13 +128,11 @@ class Crowd:
             return
         others = [o for o in self._past.person(m.person, since) if not _same(o, m)]
         if not others:
-            if world.areas.is_exit(m.from_, m.to):
-                occupancy.leave(NOWHERE, m.from_, m.to, m.at, now)
+            occupancy.leave(NOWHERE, m.from_, m.to, m.at, now)
             occupancy.move(NOWHERE, self._stay([m], now), now)
             return
-        if world.areas.is_exit(m.from_, m.to):
-            then = self._stay([o for o in others if o.at <= m.at], m.at)
-            occupancy.leave(then, m.from_, m.to, m.at, now)
+        then = self._stay([o for o in others if o.at <= m.at], m.at)
+        occupancy.leave(then, m.from_, m.to, m.at, now)
         before = self._stay(others, now)
         after = self._stay(sorted((*others, m), key=_at), now)
         occupancy.move(before, after, now)
@@ -156,6 +155,7 @@ class Crowd:
 
     def wait(self, pending: Pending, now: int) -> None:
         """An entry waits for its passage and counts like one that was made."""
+        pending.until = ends(self._world, pending.to, now)
         self._pending.setdefault(pending.person, []).append(pending)
         self._recount(pending.person, now)
 
@@ -186,8 +186,8 @@ class Crowd:
             counted.update(into)
 
     def _set(self, pending: Pending, areas: Sequence[str], now: int) -> None:
-        self._occupancy.pend(pending.areas, -1, now)
-        self._occupancy.pend(areas, 1, now)
+        self._occupancy.pend(pending.areas, pending.until, -1, now)
+        self._occupancy.pend(areas, pending.until, 1, now)
         pending.areas = tuple(areas)
 
     def _stay(self, movements: Sequence[Movement], now: int) -> Stay:

@@ -26,7 +26,7 @@ from gateway.model import (
     Product,
     Verdict,
 )
-from gateway.presence import Stay, is_in, stay
+from gateway.presence import arrive, is_in, stay
 from gateway.rules import PointAt, RuleAt, World
 from gateway.venuetime import DAY
 
@@ -417,33 +417,24 @@ def _flags(grace: bool, product: Product) -> tuple[str, ...]:
 def _presence(
     facts: Facts, at: PointAt, now: int, rule: RuleAt, product: Product, grace: bool, decision: Decision
 ) -> Decision:
-    point = at.point
+    """Steps 7 and 8 for somebody whose rule has passed."""
+    world, point = facts.world, at.point
+    asks_presence = point.anti_passback is not AntiPassback.OFF and not rule.bypass_passback
+    asks_capacity = at.capacities_holder and not rule.bypass_capacity
     passback = False
-    here: tuple[Stay, ...] | None = None
-    if point.anti_passback is not AntiPassback.OFF and not rule.bypass_passback:
-        movements = facts.history.person(str(decision.person), facts.world.presence_since(now))
-        if movements:
-            here = _stays(facts, movements, now)
-            if any(is_in(facts.world, stays, point.to, now) for stays in here):
+    if asks_presence or asks_capacity:
+        movements = facts.history.person(str(decision.person), world.presence_since(now))
+        if asks_presence and movements:
+            here = stay(world, movements, facts.cleared, now, pending=True)
+            if is_in(world, here, point.to, now):
                 passback = point.anti_passback is not AntiPassback.TIMED or (
                     (last := _last_entry(at, movements, now)) is not None
                     and now - last < point.anti_passback_time
                 )
-        else:
-            here = ()
-    if passback and point.anti_passback is not AntiPassback.SOFT:
-        decision.verdict, decision.left = Verdict.PASSBACK, None
-        return decision
-    if at.capacities_holder and not rule.bypass_capacity:
-        if here is None:
-            movements = facts.history.person(str(decision.person), facts.world.presence_since(now))
-            here = _stays(facts, movements, now)
-        asked = [
-            (area, capacity)
-            for area, capacity in at.capacities_holder
-            if not any(is_in(facts.world, stays, area, now) for stays in here)
-        ]
-        if _full(facts, asked, now):
+            if passback and point.anti_passback is not AntiPassback.SOFT:
+                decision.verdict, decision.left = Verdict.PASSBACK, None
+                return decision
+        if asks_capacity and _full(facts, _not_in(facts, at, movements, now), now):
             decision.verdict, decision.left = Verdict.AREA_FULL, None
             return decision
     if grace or passback or product.attention:
@@ -452,15 +443,25 @@ def _presence(
     return decision
 
 
-def _stays(facts: Facts, movements: Sequence[Movement], now: int) -> tuple[Stay, ...]:
-    """Where somebody is, and where a pending entry leads."""
+def _not_in(facts: Facts, at: PointAt, movements: Sequence[Movement], now: int) -> Sequence[tuple[str, int]]:
+    """The capacities to ask for: not of areas in which this person counts already."""
     if not movements:
-        return ()
-    world, cleared = facts.world, facts.cleared
-    return (
-        stay(world, movements, cleared, now, pending=False),
-        stay(world, movements, cleared, now, pending=True),
-    )
+        return at.capacities_holder
+    world = facts.world
+    counted = [stay(world, movements, facts.cleared, now, pending=False)]
+    counted += [
+        arrive(world, m)
+        for m in movements
+        if m.passage is Passage.PENDING
+        and m.at <= now
+        and not m.guest
+        and not world.areas.is_exit(m.from_, m.to)
+    ]
+    return [
+        (area, capacity)
+        for area, capacity in at.capacities_holder
+        if not any(is_in(world, here, area, now) for here in counted)
+    ]
 
 
 def _last_entry(at: PointAt, movements: Sequence[Movement], now: int) -> int | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from gateway.model import OUTSIDE, Movement, Passage
@@ -78,7 +78,7 @@ class _Heads:
     heads: Counter[int]
     missing: int = 0
     """Holders whom an unknown at the exit took out of the count: never more than are there."""
-    pending: int = 0
+    pending: Counter[int] = field(default_factory=Counter)
     lapses: int = 1 << 62
     """The earliest instant at which something lapses."""
 
@@ -92,11 +92,12 @@ class _Heads:
     def advance(self, now: int) -> None:
         if now < self.lapses:
             return
-        for which in (self.holders, self.heads):
+        counters = (self.holders, self.heads, self.pending)
+        for which in counters:
             for until in [u for u in which if u <= now]:
                 del which[until]
         self.missing = min(self.missing, self.holders.total())
-        self.lapses = min((until for which in (self.holders, self.heads) for until in which), default=1 << 62)
+        self.lapses = min((until for which in counters for until in which), default=1 << 62)
 
     def count(self) -> int:
         return self.holders.total() + self.heads.total() - self.missing
@@ -129,7 +130,7 @@ class Occupancy:
     def count(self, area: str, now: int) -> int:
         """Occupancy for capacity: those in the area and those whose entry is pending."""
         found = self._at(area, now)
-        return found.count() + found.pending
+        return found.count() + found.pending.total()
 
     def present(self, area: str, now: int) -> int:
         """Occupancy without pending entries, as the metric shows it."""
@@ -138,10 +139,13 @@ class Occupancy:
     def areas(self) -> list[str]:
         return list(self._areas)
 
-    def pend(self, areas: Iterable[str], n: int, now: int) -> None:
-        """Entries into these areas become pending (``n`` = 1) or cease to be (-1)."""
-        for area in areas:
-            self._at(area, now).pending += n
+    def pend(self, areas: Iterable[str], until: int, n: int, now: int) -> None:
+        """Entries into these areas become pending (``n`` = 1) or cease to be (-1). ``until``: when the
+        presence that they lead to ends; it counts no longer than that."""
+        if until > now:
+            for area in areas:
+                here = self._at(area, now)
+                here.add(here.pending, until, n)
 
     def move(self, before: Stay, after: Stay, now: int) -> None:
         """A holder's presence changes."""
@@ -178,6 +182,8 @@ class Occupancy:
     def leave(self, before: Stay, from_: str, to: str, at: int, now: int) -> None:
         """A holder's card is shown on the way out of areas that the holder was not in: out of each of them
         it takes a guest."""
+        if from_ == OUTSIDE:
+            return
         world = self._world
         for area in world.areas[from_].up:
             if area not in world.areas[to].up and not is_in(world, before, area, at):
@@ -201,5 +207,7 @@ class Occupancy:
             here.heads -= gone.heads
             here.missing = max(0, min(here.missing - gone.missing, here.holders.total()))
         for inner in self._world.areas[area].down:
-            pending = self._areas[inner].pending if inner in self._areas else 0
-            self._areas[inner] = _Heads(Counter(), Counter(), 0, pending)
+            emptied = self._at(inner, now)
+            emptied.holders.clear()
+            emptied.heads.clear()
+            emptied.missing = 0
