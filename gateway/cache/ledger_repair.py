@@ -146,8 +146,10 @@ def inspect(path: Path) -> Wal:
 
 def finish_replacement(path: Path, new: Path) -> None:
     """Completes what a power cut interrupted between setting the old file aside and naming the new one."""
-    if path.exists() or not new.exists():
-        new.unlink(missing_ok=True)
+    if not new.exists():
+        return
+    if path.exists():
+        new.unlink()
         return
     try:
         inspect(new)

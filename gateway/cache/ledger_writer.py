@@ -48,7 +48,10 @@ def explain(error: BaseException, path: Path) -> Fault:
         sqlite3.SQLITE_IOERR: f"the disk under {folder} reports errors: check it, and replace a worn card",
         sqlite3.SQLITE_BUSY: "another program holds the ledger: close it",
         sqlite3.SQLITE_CORRUPT: f"check the disk under {folder}",
-    }.get(_code(error), f"check that {folder} exists and belongs to the user that the gate runs as")
+    }.get(
+        _code(error),
+        f"check that {folder} exists, is writable, and belongs to the user that the gate runs as",
+    )
     return Fault(f"{path}: {error}; {remedy}")
 
 
@@ -133,6 +136,8 @@ class Writer:
         self.last_seq, self.acknowledged, self.epochs = store.last_seq, store.acknowledged, store.epochs
 
     def _drop(self) -> None:
+        # A device that goes away also looks like damage; what is real is met again.
+        self._damage = None
         with self.reading:
             if self.reader is not None:
                 self.reader.close()

@@ -28,6 +28,7 @@ class Rig:
         recent_from: int = 0,
         gateway: str = "north",
     ) -> None:
+        self.folder = folder
         self.late = 0
         self.commits: list[int] = []
         self.faults: list[str | None] = []

@@ -273,7 +273,7 @@ def test_damage_found_by_a_look_up_is_mended_live(tmp_path: Path) -> None:
 
     async def main() -> None:
         with Rig(tmp_path) as rig:
-            rig.grants(1, 4)
+            _, lost, _ = rig.grants(1, 4)
             await rig.on_disk()
             with file(tmp_path) as other:
                 other.execute("UPDATE movement SET point = CAST(x'ff' AS TEXT) WHERE seq = 2")
@@ -284,6 +284,11 @@ def test_damage_found_by_a_look_up_is_mended_live(tmp_path: Path) -> None:
             assert rig.answers[4] == [True]
             assert [m.seq for m in rig.ledger.movements_since(0)] == [1, 3, 4]
             assert [row["seq"] for row in rig.ledger.events(0, 9)] == [1, 2, 3, 4]
+            rig.record(outcome(lost, Passage.NOT_TAKEN), 5)  # the gate still holds it: it is written whole
+            rig.grants(6, 7)
+            await rig.on_disk()
+            assert [m.passage for m in rig.ledger.person("H2", 0)] == [Passage.NOT_TAKEN]
+            assert [m.seq for m in rig.ledger.movements_since(0)] == [1, 2, 3, 4, 6]
 
     asyncio.run(main())
 
