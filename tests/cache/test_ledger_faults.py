@@ -65,12 +65,10 @@ def failing_disk(tmp_path: Path) -> Iterator[Disk]:
         mend()
 
 
-DISKS = pytest.mark.parametrize("kind", [full_disk, failing_disk])
 Kind = Callable[[Path], contextlib.AbstractContextManager[Disk]]
 
 
-@DISKS
-@pytest.mark.parametrize("on_failure", ["admit", "deny"])
+@pytest.mark.parametrize(("kind", "on_failure"), [(full_disk, "admit"), (failing_disk, "deny")])
 def test_events_wait_in_memory_while_the_disk_takes_none(tmp_path: Path, kind: Kind, on_failure: str) -> None:
     """Answers follow on_failure, once each; the fault is told once; afterwards all is written in order."""
 
