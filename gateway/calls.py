@@ -9,6 +9,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from gateway import __version__
+from gateway.cache.codekey import CodeKeyError
+from gateway.cache.generations import SnapshotError
 from gateway.cache.ledger import event_json
 from gateway.control import Call, CallError, Later
 from gateway.model import OUTSIDE, LaneMode, Movement, Passage
@@ -233,13 +235,14 @@ class Calls:
         future = d.take_generation()
         while not future.done():
             yield Later(_POLL)
-        snapshot = future.result()
-        if snapshot is None:
-            raise CallError("no_snapshot", "no generation in the data_dir can be used")
-        if snapshot.generation == d.generation:
-            snapshot.close()
-        else:
+        try:
+            snapshot = future.result()
+        except CodeKeyError as error:
+            raise CallError("no_snapshot", str(error)) from error
+        if snapshot is not None:
             d.switch(snapshot)
+        elif d.snapshot is None:
+            raise CallError("no_snapshot", "no generation in the data_dir can be used; import one")
         yield {"generation": d.generation}
 
     def apply(self, arguments: Mapping[str, Any]) -> Iterator[Any]:
@@ -257,14 +260,17 @@ class Calls:
         future = d.apply(records, cursor)
         while not future.done():
             yield Later(_POLL)
-        applied = future.result()
-        d.metrics.changes.labels("applied").inc(applied.changed)
+        try:
+            applied = future.result()
+        except SnapshotError as error:
+            raise CallError("not_applied", str(error)) from error
+        d.metrics.changes.labels("applied").inc(len(applied.changed))
         d.metrics.changes.labels("set_aside").inc(len(applied.bad))
         if any(isinstance(r, dict) and r.get("kind") in _COMPILED for r in records):
             d.recompile()
         yield {
-            "changed": applied.changed,
-            "set_aside": [str(b) for b in applied.bad],
+            "changed": len(applied.changed),
+            "set_aside": [bad._asdict() for bad in applied.bad],
             "cursor": d.snapshot.cursor if d.snapshot is not None else None,
         }
 

@@ -296,14 +296,12 @@ class Daemon:
             and self.ledger.holds(int(epoch), int(seq))
         )
 
-    def _open_snapshot(self) -> Snapshot | None:
-        def aside(path: Path, reason: str) -> None:
-            self.set_aside.append(reason)
-            self._log.error(
-                "a generation cannot be used; the one before serves", file=path.name, reason=reason
-            )
+    def _aside(self, path: Path, reason: str) -> None:
+        self.set_aside.append(reason)
+        self._log.error("a generation cannot be used; the one before serves", file=path.name, reason=reason)
 
-        snapshot = Snapshot.open(self.config.gateway.data_dir, aside)
+    def _open_snapshot(self) -> Snapshot | None:
+        snapshot = Snapshot.open(self.config.gateway.data_dir, self._aside)
         if snapshot is None:
             self._log.warning(
                 "no snapshot yet: every code is unknown", remedy="gateway import FILE, or join a central"
@@ -583,8 +581,10 @@ class Daemon:
     # --- snapshot --------------------------------------------------------------------------------------
 
     def take_generation(self) -> Future[Snapshot | None]:
-        """Open the newest generation, off the loop; hand the result to ``switch``."""
-        return self._work.submit(Snapshot.open, self.config.gateway.data_dir)
+        """Open a newer generation, off the loop; hand the result to ``switch``. None: there is none."""
+        return self._work.submit(
+            Snapshot.open, self.config.gateway.data_dir, self._aside, above=self.generation
+        )
 
     def switch(self, snapshot: Snapshot) -> None:
         """Use this generation from now on; the one before stays on disk, older ones go."""

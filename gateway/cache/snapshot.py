@@ -109,13 +109,16 @@ class Snapshot:
         self._code_state = key.code_state
 
     @classmethod
-    def open(cls, data_dir: Path, aside: Callable[[Path, str], None] | None = None) -> Snapshot | None:
+    def open(
+        cls, data_dir: Path, aside: Callable[[Path, str], None] | None = None, *, above: int = 0
+    ) -> Snapshot | None:
         """The newest generation that is whole; None where there is none.
 
-        ``aside`` hears of every newer one that cannot be used, with the reason; the files stay. Raises
-        CodeKeyError where there are generations and no key.
+        ``above``: only those with a higher number; LMDB cannot open one twice, so whoever has one open asks
+        for those above it. ``aside`` hears of every newer one that cannot be used, with the reason; the
+        files stay. Raises CodeKeyError where there are generations and no key.
         """
-        numbers = generations.numbers(data_dir) if data_dir.is_dir() else []
+        numbers = [n for n in generations.numbers(data_dir) if n > above] if data_dir.is_dir() else []
         if not numbers:
             return None
         key = codekey.load(data_dir)
