@@ -91,7 +91,7 @@ class Calls:
                 {"reader": r.name, "point": r.point, "device": r.device, "up": d.readers[r.name].up}
                 for r in d.config.readers
             ],
-            "areas": {area: gate.crowd.present(area, now) for area in sorted(gate.world.areas.known())},
+            "areas": {area: gate.crowd.count(area, now) for area in sorted(gate.world.areas.known())},
             "snapshot": None
             if snapshot is None
             else {

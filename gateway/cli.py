@@ -231,9 +231,10 @@ def _build(
     data_dir: Path, lines: Iterable[bytes], size: int | None, options: argparse.Namespace
 ) -> BuildReport:
     with _progress(size) as progress:
-        report = build(data_dir, lines, source=options.file, skip_bad=options.skip_bad, progress=progress)
+        source = _called(options.file)
+        report = build(data_dir, lines, source=source, skip_bad=options.skip_bad, progress=progress)
     for fault in report.faults:
-        _say(f"gateway: skipped {options.file}:{fault}")
+        _say(f"gateway: skipped {source}:{fault}")
     if report.skipped_bad > len(report.faults):
         _say(f"gateway: skipped {report.skipped_bad - len(report.faults)} more bad records")
     for kind, count in report.unknown_kinds.items():
@@ -269,6 +270,10 @@ def _progress(size: int | None) -> Iterator[Callable[[int, int], None] | None]:
                 bar.update(task, description="building", total=None, records=records, share="")
 
         yield show
+
+
+def _called(file: str) -> str:
+    return "standard input" if file == "-" else file
 
 
 @contextmanager
@@ -321,7 +326,7 @@ def _replay(options: argparse.Namespace) -> int:
         snapshot = Snapshot.open(Path(folder))
         assert snapshot is not None
         with closing(snapshot), _lines(options.scans) as (scans, _):
-            for answer in run_replay(config, snapshot, scans, options.scans):
+            for answer in run_replay(config, snapshot, scans, _called(options.scans)):
                 _put(answer)
     return GRANTED
 

@@ -1,33 +1,20 @@
-"""Who is where, as it comes about: keeps occupancy in step with movements, pending entries and clears.
+"""Who is where, as it comes about: keeps occupancy in step with movements and clears.
 
-Movements come in three ways: as this gate settles its grants, late (usage of another gate, told after the
-fact), and early (dated later than now, kept until their time comes). Each takes its place by its time.
+Movements come in three ways: as this gate grants and settles, late (usage of another gate, told after the
+fact), and early (dated later than now, kept until their time comes). Each takes its place by its time. A
+pending entry counts like one that was made, and is undone if it was not; a pending exit does not count yet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count
 
 from gateway.decide import History
 from gateway.model import Movement, Passage
-from gateway.presence import NOWHERE, Occupancy, Stay, arrive, ends, stay
+from gateway.presence import NOWHERE, Occupancy, Stay, Taken, arrive, stay
 from gateway.rules import World
-
-
-@dataclass(slots=True, eq=False)
-class Pending:
-    """An entry that waits for its passage. ``person`` is None for a guest or an unknown."""
-
-    person: str | None
-    from_: str
-    to: str
-    until: int = 0
-    """When the presence that it leads to would end."""
-    areas: tuple[str, ...] = ()
-    """Those in which it counts as one more."""
 
 
 class Crowd:
@@ -39,7 +26,8 @@ class Crowd:
         self._cleared = cleared
         self._later: list[tuple[int, int, Movement]] = []
         self._order = count()
-        self._pending: dict[str | None, list[Pending]] = {}
+        self._taken: dict[int, Taken] = {}
+        """What pending movements took from the counts, by identity, until they are settled."""
         self._world = world
         self._occupancy = Occupancy(world)
 
@@ -48,18 +36,14 @@ class Crowd:
         self._world = world
 
     def count(self, area: str, now: int) -> int:
-        """Occupancy for capacity: those inside and those whose entry is pending."""
+        """Occupancy: those inside, and those whose entry is pending."""
         return self._occupancy.count(area, now)
-
-    def present(self, area: str, now: int) -> int:
-        """Occupancy without pending entries."""
-        return self._occupancy.present(area, now)
 
     # --- from all that happened ------------------------------------------------------------------
 
     def rebuild(self, movements: Iterable[Movement], now: int) -> None:
         """Reckon anew from all movements that can still mean presence, in the order of time."""
-        occupancy = self._occupancy = Occupancy(self._world)
+        self._occupancy = Occupancy(self._world)
         self._later = []
         here: dict[str, Stay] = {}
         clears = sorted((at, area) for area, at in self._cleared.items() if at <= now)
@@ -69,13 +53,10 @@ class Crowd:
                 continue
             while clears and clears[0][0] <= m.at:
                 self._clear(here, *clears.pop(0))
-            if _made(m):
+            if self._counts(m):
                 self._pass(here, m)
         for at, area in clears:
             self._clear(here, at, area)
-        for waiting in self._pending.values():
-            for pending in waiting:
-                occupancy.pend(pending.areas, pending.until, 1, now)
 
     def _pass(self, here: dict[str, Stay], m: Movement) -> None:
         """Count a movement at its own time; ``here`` says where people are and is kept up to date."""
@@ -99,7 +80,7 @@ class Crowd:
         """Usage that has just become known takes its place by its time."""
         if m.at > now:
             heappush(self._later, (m.at, next(self._order), m))
-        elif _made(m):
+        elif self._counts(m):
             self.apply(m, now)
 
     def catch_up(self, now: int) -> None:
@@ -109,7 +90,7 @@ class Crowd:
             here: dict[str, Stay] = {}
             while self._later and self._later[0][0] == at:
                 m = heappop(self._later)[2]
-                if not _made(m):
+                if not self._counts(m):
                     continue
                 if m.person is not None and m.person not in here:
                     earlier = self._past.person(m.person, self._world.presence_since(at))
@@ -117,92 +98,74 @@ class Crowd:
                 self._pass(here, m)
 
     def apply(self, m: Movement, now: int) -> None:
-        """A movement that was made changes who is where, also one that is told of late."""
-        world, occupancy = self._world, self._occupancy
-        since = world.presence_since(now)
+        """A movement changes who is where, also one that is told of late. Pending ones must be given to
+        ``settle`` later."""
+        taken = self._apply(m, now)
+        if m.passage is Passage.PENDING:
+            self._taken[id(m)] = taken
+
+    def _apply(self, m: Movement, now: int) -> Taken:
+        occupancy = self._occupancy
+        since = self._world.presence_since(now)
         if m.at < since:
-            return
+            return []
         if m.person is None or m.guest:
-            if _is_head(m):
-                occupancy.head(m.from_, m.to, m.at, now, m.entries)
-            return
+            return occupancy.head(m.from_, m.to, m.at, now, m.entries) if _is_head(m) else []
         others = [o for o in self._past.person(m.person, since) if not _same(o, m)]
         if not others:
-            occupancy.leave(NOWHERE, m.from_, m.to, m.at, now)
+            taken = occupancy.leave(NOWHERE, m.from_, m.to, m.at, now)
             occupancy.move(NOWHERE, self._stay([m], now), now)
-            return
+            return taken
         then = self._stay([o for o in others if o.at <= m.at], m.at)
-        occupancy.leave(then, m.from_, m.to, m.at, now)
+        taken = occupancy.leave(then, m.from_, m.to, m.at, now)
         before = self._stay(others, now)
         after = self._stay(sorted((*others, m), key=_at), now)
         occupancy.move(before, after, now)
+        return taken
 
-    def undo(self, m: Movement, now: int) -> None:
-        """A movement that was counted turns out not to have been made; to be called before it says so."""
+    def settle(self, m: Movement, passage: Passage, now: int) -> None:
+        """What became of a pending movement: it says so from now on, and counts accordingly."""
+        taken = self._taken.pop(id(m), None)
+        if passage is Passage.NOT_TAKEN:
+            if taken is not None:
+                self.undo(m, now, taken)
+            m.passage = passage
+        else:
+            m.passage = passage
+            if taken is None:  # an exit, or a lane opened by hand: it did not count while it was pending
+                self.apply(m, now)
+
+    def undo(self, m: Movement, now: int, taken: Taken | None = None) -> None:
+        """A movement that was counted was not made; to be called before it says so. ``taken``: whom it took
+        out of the counts, where that is still known."""
         if m.person is None or m.guest:
-            self._occupancy.unhead(m.from_, m.to, m.at, now)
+            if _is_head(m):
+                self._occupancy.unhead(m.from_, m.to, m.at, now, taken or [])
             return
         movements = self._past.person(m.person, self._world.presence_since(now))
         others = [o for o in movements if not _same(o, m)]
         self._occupancy.move(self._stay(movements, now), self._stay(others, now), now)
+        self._occupancy.give_back(taken or [], now)
 
     def clear(self, area: str, now: int, at: int) -> None:
         """Everybody in that area is outside; ``at`` is what is recorded as the time of it."""
         self._cleared[area] = at
         self._occupancy.clear(area, now)
 
-    # --- pending entries -------------------------------------------------------------------------------
-
-    def wait(self, pending: Pending, now: int) -> None:
-        """An entry waits for its passage and counts like one that was made."""
-        pending.until = ends(self._world, pending.to, now)
-        self._pending.setdefault(pending.person, []).append(pending)
-        self._recount(pending.person, now)
-
-    def done(self, pending: Pending, now: int) -> None:
-        """It waits no longer, whatever became of it; after ``apply`` where it was made."""
-        waiting = self._pending[pending.person]
-        waiting.remove(pending)
-        self._set(pending, (), now)
-        if waiting:
-            self._recount(pending.person, now)
-        else:
-            del self._pending[pending.person]
-
-    def _recount(self, person: str | None, now: int) -> None:
-        """A person counts once in an area, however many of their entries into it are pending."""
-        areas = self._world.areas
-        if person is None:
-            pending = self._pending[None][-1]
-            outer = areas[pending.from_].up
-            if not pending.areas:
-                self._set(pending, [a for a in areas[pending.to].up if a not in outer], now)
-            return
-        movements = self._past.person(person, self._world.presence_since(now))
-        counted = set(areas[self._stay(movements, now).area].up)
-        for pending in self._pending[person]:
-            into = [a for a in areas[pending.to].up if a not in counted]
-            self._set(pending, into, now)
-            counted.update(into)
-
-    def _set(self, pending: Pending, areas: Sequence[str], now: int) -> None:
-        self._occupancy.pend(pending.areas, pending.until, -1, now)
-        self._occupancy.pend(areas, pending.until, 1, now)
-        pending.areas = tuple(areas)
+    def _counts(self, m: Movement) -> bool:
+        """Whether a movement counts, as far as is known."""
+        if m.passage is Passage.PENDING:
+            return not self._world.areas.is_exit(m.from_, m.to)
+        return m.passage is not Passage.NOT_TAKEN
 
     def _stay(self, movements: Sequence[Movement], now: int) -> Stay:
         if not movements:
             return NOWHERE
-        return stay(self._world, movements, self._cleared, now, pending=False)
+        return stay(self._world, movements, self._cleared, now)
 
 
 def _at(movement: Movement) -> int:
     return movement.at
-
-
-def _made(m: Movement) -> bool:
-    """Whether somebody went through, as far as is known."""
-    return m.passage is not Passage.NOT_TAKEN and m.passage is not Passage.PENDING
 
 
 def _is_head(m: Movement) -> bool:

@@ -562,7 +562,7 @@ class Daemon:
         metrics, gate = self.metrics, self.gate
         now = gate.clock.read(wall(), monotonic(), synchronised=self.synchronised)
         for area in gate.world.areas.known():
-            metrics.occupancy.labels(area).set(gate.crowd.present(area, now))
+            metrics.occupancy.labels(area).set(gate.crowd.count(area, now))
         metrics.pending_events.set(self.ledger.pending)
         metrics.ledger_up.set(self.ledger.failed is None)
         metrics.ledger_seq.set(self.ledger.last_seq)

@@ -26,7 +26,7 @@ from gateway.model import (
     Product,
     Verdict,
 )
-from gateway.presence import arrive, is_in, stay
+from gateway.presence import NOWHERE, is_in, stay
 from gateway.rules import PointAt, RuleAt, World
 from gateway.venuetime import DAY
 
@@ -424,44 +424,26 @@ def _presence(
     passback = False
     if asks_presence or asks_capacity:
         movements = facts.history.person(str(decision.person), world.presence_since(now))
-        if asks_presence and movements:
-            here = stay(world, movements, facts.cleared, now, pending=True)
-            if is_in(world, here, point.to, now):
-                passback = point.anti_passback is not AntiPassback.TIMED or (
-                    (last := _last_entry(at, movements, now)) is not None
-                    and now - last < point.anti_passback_time
-                )
+        here = stay(world, movements, facts.cleared, now) if movements else NOWHERE
+        if asks_presence and is_in(world, here, point.to, now):
+            passback = point.anti_passback is not AntiPassback.TIMED or (
+                (last := _last_entry(at, movements, now)) is not None
+                and now - last < point.anti_passback_time
+            )
             if passback and point.anti_passback is not AntiPassback.SOFT:
                 decision.verdict, decision.left = Verdict.PASSBACK, None
                 return decision
-        if asks_capacity and _full(facts, _not_in(facts, at, movements, now), now):
-            decision.verdict, decision.left = Verdict.AREA_FULL, None
-            return decision
+        if asks_capacity:
+            capacities = at.capacities_holder
+            if here is not NOWHERE:
+                capacities = tuple(c for c in capacities if not is_in(world, here, c[0], now))
+            if _full(facts, capacities, now):
+                decision.verdict, decision.left = Verdict.AREA_FULL, None
+                return decision
     if grace or passback or product.attention:
         flags = (("grace",) if grace else ()) + (("passback",) if passback else ())
         decision.flags = flags + (("attention",) if product.attention else ())
     return decision
-
-
-def _not_in(facts: Facts, at: PointAt, movements: Sequence[Movement], now: int) -> Sequence[tuple[str, int]]:
-    """The capacities to ask for: not of areas in which this person counts already."""
-    if not movements:
-        return at.capacities_holder
-    world = facts.world
-    counted = [stay(world, movements, facts.cleared, now, pending=False)]
-    counted += [
-        arrive(world, m)
-        for m in movements
-        if m.passage is Passage.PENDING
-        and m.at <= now
-        and not m.guest
-        and not world.areas.is_exit(m.from_, m.to)
-    ]
-    return [
-        (area, capacity)
-        for area, capacity in at.capacities_holder
-        if not any(is_in(world, here, area, now) for here in counted)
-    ]
 
 
 def _last_entry(at: PointAt, movements: Sequence[Movement], now: int) -> int | None:

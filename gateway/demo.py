@@ -287,7 +287,7 @@ class Demo:
         return float(sum(metrics.labels(reader)._value.get() for reader in ("scanner-in", "scanner-out")))
 
     def _inside(self) -> str:
-        count = self._daemon.gate.crowd.present("hall", wall())
+        count = self._daemon.gate.crowd.count("hall", wall())
         return f"{count} in the hall"
 
 

@@ -57,7 +57,8 @@ def devices(*, as_json: bool) -> int:
         for line in board.toml():
             _say(line)
     if found_scanners or found_boards:
-        _say("\nPut the lines into gateway.toml; POINT is the name of a [[point]]. Ports may be either.")
+        _say("\nPut the lines that fit into gateway.toml; POINT is the name of a [[point]].")
+        _say("A serial port may be a scanner's or a relay board's: only you can tell.")
     return 0
 
 
@@ -139,6 +140,10 @@ def _data_dir(data_dir: Path) -> Iterator[Finding]:
     if key.exists() and key.stat().st_mode & 0o077:
         yield Finding("code.key", "fault", "others may read it", f"chmod 600 {key}")
     numbers = generations.numbers(data_dir)
+    if numbers and not key.exists():
+        yield Finding(
+            "code.key", "fault", "is missing: no card is found without it", "put it back, or import anew"
+        )
     whole = [n for n in numbers if generations.passes(generations.path_of(data_dir, n))]
     if not whole:
         yield Finding("snapshot", "fault", "there is none", "gateway import FILE")
@@ -180,7 +185,12 @@ def _running(status: dict[str, Any]) -> Iterator[Finding]:
             )
         else:
             yield Finding(f"lane {lane['lane']}", "ok", "normal")
+    yield from _snapshot_in_use(status["snapshot"])
     ledger = status["ledger"]
+    if ledger["lost"]:
+        yield Finding(
+            "ledger", "warning", f"{ledger['lost']} events were lost since the start", "mend the disk first"
+        )
     if ledger["fault"]:
         yield Finding("ledger", "fault", ledger["fault"], "free the disk, or replace the card")
     else:
@@ -191,6 +201,20 @@ def _running(status: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(
             "clock", "fault", "behind what is known; judged by the newest known time", "set the clock"
         )
+
+
+def _snapshot_in_use(snapshot: dict[str, Any] | None) -> Iterator[Finding]:
+    if snapshot is None:
+        yield Finding(
+            "snapshot", "fault", "the gate uses none: every code is unknown to it", "gateway import FILE"
+        )
+        return
+    if snapshot["stale"]:
+        yield Finding(
+            "snapshot", "fault", "older than max_snapshot_age_h: nobody is admitted", "gateway import FILE"
+        )
+    for reason in snapshot["set_aside"]:
+        yield Finding("snapshot", "warning", reason)
 
 
 def _device(about: str, reader: ReaderConfig) -> Finding:

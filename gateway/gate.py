@@ -21,7 +21,7 @@ from typing import Protocol
 
 from gateway.clock import TrustedClock
 from gateway.config import Config, LaneConfig, SecondGrant
-from gateway.crowd import Crowd, Pending
+from gateway.crowd import Crowd
 from gateway.decide import Facts, decide, is_code
 from gateway.messages import message, pick
 from gateway.metrics import Metrics
@@ -162,8 +162,6 @@ class GrantAt:
     direction: str
     scanned: int
     """Monotonic; 0 for a lane opened by hand."""
-    pending: Pending | None = None
-    """While it counts as an entry that waits for its passage."""
 
 
 @dataclass(slots=True)
@@ -388,10 +386,9 @@ class Gate:
             person = None if decision.guest else decision.person
             if person is not None:
                 self._pending[point.name, person] = grant
-            if not at.exit:
-                grant.pending = Pending(person, point.from_, point.to)
-                self.crowd.wait(grant.pending, now)
             self.ledger.record(event, partial(self._open, lane, grant))
+            if not at.exit:
+                self.crowd.apply(movement, now)
         else:
             self.ledger.record(event, partial(self._open, lane, grant))
             self.crowd.apply(movement, now)
@@ -434,11 +431,12 @@ class Gate:
             del self._pending[grant.direction, person]
         self._count_passage(lane, passage)
         movement = grant.movement
-        undo = movement is not None and movement.passage is Passage.ASSUMED
         if movement is not None:
-            if undo and passage is Passage.NOT_TAKEN:
+            if movement.passage is Passage.PENDING:
+                self.crowd.settle(movement, passage, now)
+            elif passage is Passage.NOT_TAKEN:
                 self.crowd.undo(movement, now)
-            movement.passage = passage
+                movement.passage = passage
         self.ledger.record(
             AccessEvent(
                 EventKind.PASSAGE,
@@ -456,11 +454,6 @@ class Gate:
                 movement=movement,
             )
         )
-        if movement is not None and passage in (Passage.TAKEN, Passage.ASSUMED):
-            self.crowd.apply(movement, now)
-        if grant.pending is not None:
-            self.crowd.done(grant.pending, now)
-            grant.pending = None
 
     def _forced(self, lane: LaneAt, direction: str | None, now: int) -> None:
         """Somebody went through without a grant. On a free lane that is as it should be."""

@@ -9,8 +9,8 @@ people) likewise. Pure: time and movements are arguments.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from gateway.model import OUTSIDE, Movement, Passage
@@ -40,19 +40,17 @@ def stay(
     movements: Sequence[Movement],
     cleared: Mapping[str, int],
     now: int,
-    *,
-    pending: bool,
 ) -> Stay:
     """Where a person is at ``now``: the area last seen in, or ``NOWHERE``.
 
-    ``movements`` are the person's, in the order of their time. With ``pending`` an entry that waits for
-    its passage counts as made. ``cleared`` says when an area was last declared empty.
+    ``movements`` are the person's, in the order of their time. An entry that waits for its passage counts
+    as made, an exit not yet. ``cleared`` says when an area was last declared empty.
     """
     here = NOWHERE
     for m in movements:
         if m.at > now or m.guest or m.passage is Passage.NOT_TAKEN:
             continue
-        if m.passage is Passage.PENDING and (not pending or world.areas.is_exit(m.from_, m.to)):
+        if m.passage is Passage.PENDING and world.areas.is_exit(m.from_, m.to):
             continue
         here = arrive(world, m)
         if cleared and any(m.at < cleared.get(a, m.at) <= now for a in world.areas[m.to].up):
@@ -78,7 +76,6 @@ class _Heads:
     heads: Counter[int]
     missing: int = 0
     """Holders whom an unknown at the exit took out of the count: never more than are there."""
-    pending: Counter[int] = field(default_factory=Counter)
     lapses: int = 1 << 62
     """The earliest instant at which something lapses."""
 
@@ -92,7 +89,7 @@ class _Heads:
     def advance(self, now: int) -> None:
         if now < self.lapses:
             return
-        counters = (self.holders, self.heads, self.pending)
+        counters = (self.holders, self.heads)
         for which in counters:
             for until in [u for u in which if u <= now]:
                 del which[until]
@@ -103,14 +100,20 @@ class _Heads:
         return self.holders.total() + self.heads.total() - self.missing
 
 
-def _take_one(which: Counter[int]) -> bool:
+def _take_one(which: Counter[int]) -> int | None:
+    """Take out the one that would lapse first; when it would have, None where there is none."""
     if not which:
-        return False
+        return None
     first = min(which)
     which[first] -= 1
     if not which[first]:
         del which[first]
-    return True
+    return first
+
+
+Taken = list[tuple[str, int | None]]
+"""Whom a way out took from the counts of areas: a head, with when it would have lapsed, or (None) a
+holder."""
 
 
 class Occupancy:
@@ -128,24 +131,8 @@ class Occupancy:
         return found
 
     def count(self, area: str, now: int) -> int:
-        """Occupancy for capacity: those in the area and those whose entry is pending."""
-        found = self._at(area, now)
-        return found.count() + found.pending.total()
-
-    def present(self, area: str, now: int) -> int:
-        """Occupancy without pending entries, as the metric shows it."""
+        """How many are in the area, those whose entry is pending included."""
         return self._at(area, now).count()
-
-    def areas(self) -> list[str]:
-        return list(self._areas)
-
-    def pend(self, areas: Iterable[str], until: int, n: int, now: int) -> None:
-        """Entries into these areas become pending (``n`` = 1) or cease to be (-1). ``until``: when the
-        presence that they lead to ends; it counts no longer than that."""
-        if until > now:
-            for area in areas:
-                here = self._at(area, now)
-                here.add(here.pending, until, n)
 
     def move(self, before: Stay, after: Stay, now: int) -> None:
         """A holder's presence changes."""
@@ -159,7 +146,7 @@ class Occupancy:
                 heads = self._at(area, now)
                 heads.add(heads.holders, here.until, n)
 
-    def head(self, from_: str, to: str, at: int, now: int, heads: int = 1) -> None:
+    def head(self, from_: str, to: str, at: int, now: int, heads: int = 1) -> Taken:
         """Guests or unknown people go through: out of the areas left, into those entered.
 
         Leaving takes out a head if there is one, else one of the holders present from the count.
@@ -167,36 +154,54 @@ class Occupancy:
         world = self._world
         up_from, up_to = world.areas[from_].up, world.areas[to].up
         until = ends(world, to, at) if to != OUTSIDE else 0
-        for _ in range(heads):
-            for area in up_from:
-                if area in up_to:
-                    continue
-                here = self._at(area, now)
-                if not _take_one(here.heads) and here.missing < here.holders.total():
+        taken: Taken = []
+        for area in up_from:
+            if area in up_to:
+                continue
+            here = self._at(area, now)
+            for _ in range(heads):
+                if (lapses := _take_one(here.heads)) is not None:
+                    taken.append((area, lapses))
+                elif here.missing < here.holders.total():
                     here.missing += 1
+                    taken.append((area, None))
         for area in up_to:
             if area not in up_from and until > now:
                 here = self._at(area, now)
                 here.add(here.heads, until, heads)
+        return taken
 
-    def leave(self, before: Stay, from_: str, to: str, at: int, now: int) -> None:
-        """A holder's card is shown on the way out of areas that the holder was not in: out of each of them
-        it takes a guest."""
-        if from_ == OUTSIDE:
-            return
-        world = self._world
-        for area in world.areas[from_].up:
-            if area not in world.areas[to].up and not is_in(world, before, area, at):
-                _take_one(self._at(area, now).heads)
-
-    def unhead(self, from_: str, to: str, at: int, now: int) -> None:
-        """A head that was counted in did not go through after all (annulled)."""
+    def unhead(self, from_: str, to: str, at: int, now: int, taken: Taken) -> None:
+        """The heads of ``head`` did not go through after all; ``taken`` is what it returned."""
         up_from = self._world.areas[from_].up
-        until = ends(self._world, to, at)
+        until = ends(self._world, to, at) if to != OUTSIDE else 0
         for area in self._world.areas[to].up:
             here = self._at(area, now)
             if area not in up_from and here.heads[until] > 0:
                 here.add(here.heads, until, -1)
+        self.give_back(taken, now)
+
+    def leave(self, before: Stay, from_: str, to: str, at: int, now: int) -> Taken:
+        """A holder comes out of areas that the holder was not in: out of each of them goes a guest."""
+        if from_ == OUTSIDE:
+            return []
+        world = self._world
+        return [
+            (area, lapses)
+            for area in world.areas[from_].up
+            if area not in world.areas[to].up
+            and not is_in(world, before, area, at)
+            and (lapses := _take_one(self._at(area, now).heads)) is not None
+        ]
+
+    def give_back(self, taken: Taken, now: int) -> None:
+        """Whom somebody took out on a way that was not gone after all."""
+        for area, lapses in taken:
+            here = self._at(area, now)
+            if lapses is None:
+                here.missing = max(0, here.missing - 1)
+            elif lapses > now:
+                here.add(here.heads, lapses, 1)
 
     def clear(self, area: str, now: int) -> None:
         """Everybody in that area is outside, also of the areas that it lies within."""
