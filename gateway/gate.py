@@ -237,7 +237,7 @@ class Gate:
         self.on_verdict: Callable[[Scan, PointAt, Decision, int], None] = _deaf
         self.on_lane: Callable[[LaneAt], None] = _deaf
         self.on_slow: Callable[[str], None] = _deaf
-        self.on_deadline: Callable[[], None] = _deaf
+        self.on_deadline: Callable[[int], None] = _deaf
         sensors = {p.point.lane for p in config.points if p.passage is not None}
         self.lanes = {
             lane.name: LaneAt(
@@ -386,12 +386,10 @@ class Gate:
             person = None if decision.guest else decision.person
             if person is not None:
                 self._pending[point.name, person] = grant
-            self.ledger.record(event, partial(self._open, lane, grant))
-            if not at.exit:
-                self.crowd.apply(movement, now)
-        else:
-            self.ledger.record(event, partial(self._open, lane, grant))
+        # Before the ledger has it: for somebody who was not here lately it need not ask the disk.
+        if not (lane.sensor and at.exit):
             self.crowd.apply(movement, now)
+        self.ledger.record(event, partial(self._open, lane, grant))
 
     # --- what becomes of a grant ---------------------------------------------------------------------
 
@@ -419,7 +417,9 @@ class Gate:
                     self._settle(lane, grant, passage, now)
                 case Forced(direction):
                     self._forced(lane, direction, now)
-        self.on_deadline()
+        due = lane.lane.next_deadline
+        if due is not None:
+            self.on_deadline(due)
 
     def _settle(self, lane: LaneAt, grant: GrantAt, passage: Passage, now: int) -> None:
         if grant.event.passage != Passage.PENDING and passage is Passage.ASSUMED:
