@@ -163,7 +163,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _gate(options: argparse.Namespace) -> int:
-    from gateway.daemon import DataDirError, serve
+    from gateway.daemon import serve
+    from gateway.host import DataDirError
 
     config = load(options.config)
     writer = log.start(options.log_level)
@@ -305,7 +306,8 @@ def _check(options: argparse.Namespace) -> int:
 
 def _check_alone(config: Config, code: str, point: str, at: str | None) -> dict[str, Any]:
     """No gate runs: open its stores ourselves, for as long as the answer takes."""
-    from gateway.daemon import DataDirError, check_alone
+    from gateway.daemon import check_alone
+    from gateway.host import DataDirError
 
     _as_owner(config.gateway.data_dir)
     writer = log.start("warning")

@@ -9,15 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import fcntl
 import heapq
 import os
 import signal
 import socket
-import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,11 +27,12 @@ from gateway.calls import Calls
 from gateway.clock import TrustedClock
 from gateway.config import Config, InputConfig, LaneConfig
 from gateway.gate import Gate
+from gateway.host import clock_synchronised, lock_data_dir, monotonic, notify, wall
 from gateway.metrics import Metrics
-from gateway.model import HOUR, MINUTE, Decision, LaneMode, Movement, Per, Scan
+from gateway.model import HOUR, MINUTE, LaneMode, Movement, Per, Scan
 from gateway.readers.device import Reader
 from gateway.replay import world_of
-from gateway.rules import PointAt
+from gateway.teller import Teller
 from gateway.turnstile.board import Board
 from gateway.turnstile.build import make_input, make_relay
 from gateway.turnstile.relay import Input, InputCallbacks, Relay, RelayCallbacks
@@ -47,74 +44,6 @@ _SLOW = 2.0
 """Seconds for which a reader is not read after an unknown code beyond the rate."""
 _CLOCK_SLACK = 1_000_000
 """Microseconds by which time synchronisation may step the clock back without it being called suspect."""
-_TELL_AT_ONCE = 64
-"""Verdicts put into words in one go; a longer burst is told in several."""
-_LOG_RATE, _LOG_BURST = 20, 100
-"""Verdicts logged a second, and at once; the rest is counted in the next line."""
-
-
-class DataDirError(Exception):
-    """The data_dir cannot be used; the message says why and what to do."""
-
-
-def wall() -> int:
-    """The wall clock, microseconds."""
-    return time.time_ns() // 1000
-
-
-def monotonic() -> int:
-    """The monotonic clock, microseconds."""
-    return time.monotonic_ns() // 1000
-
-
-def lock_data_dir(data_dir: Path) -> int:
-    """Take the data_dir for this process; the lock is gone with the process. Returns the lock's fd.
-
-    Raises:
-        DataDirError: it is not there, not ours, or another gate runs on it.
-    """
-    try:
-        fd = os.open(data_dir / "gate.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except FileNotFoundError:
-        raise DataDirError(
-            f"gateway.data_dir: {data_dir} is not there; create it: install -d -m 700 {data_dir}"
-        ) from None
-    except OSError as error:
-        raise DataDirError(f"gateway.data_dir: {data_dir}: {error.strerror}; run as its owner") from None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise DataDirError(
-            f"gateway.data_dir: another gate runs on {data_dir}; stop it, or give this one its own"
-        ) from None
-    return fd
-
-
-def notify(state: str) -> None:
-    """Tell systemd (sd_notify(3)); nothing where it does not listen."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
-
-
-class _Timex(ctypes.Structure):
-    """struct timex of adjtimex(2): only ``modes`` is set (0: ask), the rest is room."""
-
-    _fields_ = (("modes", ctypes.c_uint), ("rest", ctypes.c_byte * 252))
-
-
-def clock_synchronised() -> bool:
-    """Whether somebody keeps the clock right: the kernel says so, or systemd-timesyncd has."""
-    if Path("/run/systemd/timesync/synchronized").exists():
-        return True
-    try:
-        # TIME_ERROR (5): the clock is not synchronised. Denied (-1) under ProtectClock.
-        return ctypes.CDLL(None).adjtimex(ctypes.byref(_Timex())) in range(5)
-    except (OSError, AttributeError):
-        return False
 
 
 class Daemon:
@@ -137,9 +66,6 @@ class Daemon:
         self._closers: list[Callable[[], None]] = []
         self._deadline: asyncio.TimerHandle | None = None
         self._deadline_at = 0
-        self._told: deque[tuple[Scan, PointAt, Decision, int]] = deque()
-        self._telling = False
-        self._log_left, self._log_at, self._log_missed = float(_LOG_BURST), 0, 0
         self._work = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._pruned_at = 0
         self._watched = 0
@@ -239,7 +165,8 @@ class Daemon:
         if closed:
             self._log.warning("closed grants that had no outcome when the gate stopped", count=len(closed))
         gate.rebuild(self.movements(now), now)
-        gate.on_verdict = self._verdict
+        teller = Teller(gate, log.logger("scans"), lambda: any(x.watched for x in self.sockets), self._tell)
+        gate.on_verdict = teller.verdict
         gate.on_slow = self._slow
         gate.on_deadline = self._arm
         for lane, mode in self.ledger.lane_modes().items():
@@ -400,68 +327,9 @@ class Daemon:
     def _scanned(self, scan: Scan) -> None:
         self.gate.scanned(scan)
 
-    def _verdict(self, scan: Scan, at: PointAt, decision: Decision, now: int) -> None:
-        """Words are for after the pulse: they are found while the ledger's commit is under way."""
-        if len(self._told) < 10 * _TELL_AT_ONCE:
-            self._told.append((scan, at, decision, now))
-        else:
-            self._log_missed += 1
-        if not self._telling:
-            self._telling = True
-            self.loop.call_soon(self._tell)
-
-    def _tell(self) -> None:
-        self._telling = False
-        watched = any(s.watched for s in self.sockets)
-        for _ in range(min(len(self._told), _TELL_AT_ONCE)):
-            scan, at, decision, now = self._told.popleft()
-            logs = self._may_log(now)
-            if not watched and not logs:
-                continue
-            told = self.gate.tell(at, decision, now) if watched else None
-            if told is not None:
-                line = {
-                    "at": self.gate.world.calendar.rfc3339(now),
-                    "point": at.point.name,
-                    "lane": at.point.lane,
-                    "reader": scan.reader,
-                    "verdict": decision.verdict,
-                    "detail": decision.detail,
-                    "flags": decision.flags,
-                    "credential": decision.credential,
-                    "entitlement": decision.entitlement,
-                    "product": decision.product,
-                    "guest": decision.guest,
-                    "left": decision.left,
-                    "notice": told.notice,
-                    "message": told.message,
-                }
-                for listening in self.sockets:
-                    listening.tell(line)
-            if logs:
-                missed, self._log_missed = self._log_missed, 0
-                more: dict[str, Any] = {"not_logged": missed} if missed else {}
-                if decision.detail is not None:
-                    more["detail"] = decision.detail
-                self._log.info(
-                    "scan",
-                    point=at.point.name,
-                    verdict=str(decision.verdict),
-                    credential=decision.credential,
-                    **more,
-                )
-        if self._told:
-            self._telling = True
-            self.loop.call_soon(self._tell)
-
-    def _may_log(self, now: int) -> bool:
-        self._log_left = min(_LOG_BURST, self._log_left + (now - self._log_at) / 1e6 * _LOG_RATE)
-        self._log_at = now
-        if self._log_left < 1:
-            self._log_missed += 1
-            return False
-        self._log_left -= 1
-        return True
+    def _tell(self, verdict: Mapping[str, Any]) -> None:
+        for listening in self.sockets:
+            listening.tell(verdict)
 
     def _reader_state(self, name: str, up: bool, reason: str) -> None:
         self.metrics.reader_up.labels(name).set(up)

@@ -25,7 +25,8 @@ import orjson
 from gateway import log
 from gateway.cache.build import build
 from gateway.configload import loads
-from gateway.daemon import Daemon, monotonic, wall
+from gateway.daemon import Daemon
+from gateway.host import monotonic, wall
 from gateway.model import Decision, Scan, Verdict
 from gateway.rules import PointAt
 from gateway.turnstile.relay import MemoryInput, MemoryRelay

@@ -18,7 +18,7 @@ from gateway import control
 from gateway.cache import generations
 from gateway.config import Config, ReaderConfig
 from gateway.configload import ConfigError, load
-from gateway.daemon import clock_synchronised
+from gateway.host import clock_synchronised
 from gateway.readers.discover import scanners
 from gateway.turnstile.discover import boards
 

@@ -1,0 +1,75 @@
+"""What the gate asks of the machine under it: clocks, the lock on its folder, the service manager."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import socket
+import time
+from pathlib import Path
+
+
+class DataDirError(Exception):
+    """The data_dir cannot be used; the message says why and what to do."""
+
+
+def wall() -> int:
+    """The wall clock, microseconds."""
+    return time.time_ns() // 1000
+
+
+def monotonic() -> int:
+    """The monotonic clock, microseconds."""
+    return time.monotonic_ns() // 1000
+
+
+def lock_data_dir(data_dir: Path) -> int:
+    """Take the data_dir for this process; the lock is gone with the process. Returns the lock's fd.
+
+    Raises:
+        DataDirError: it is not there, not ours, or another gate runs on it.
+    """
+    try:
+        fd = os.open(data_dir / "gate.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        raise DataDirError(
+            f"gateway.data_dir: {data_dir} is not there; create it: install -d -m 700 {data_dir}"
+        ) from None
+    except OSError as error:
+        raise DataDirError(f"gateway.data_dir: {data_dir}: {error.strerror}; run as its owner") from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise DataDirError(
+            f"gateway.data_dir: another gate runs on {data_dir}; stop it, or give this one its own"
+        ) from None
+    return fd
+
+
+def notify(state: str) -> None:
+    """Tell systemd (sd_notify(3)); nothing where it does not listen."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+
+
+class _Timex(ctypes.Structure):
+    """struct timex of adjtimex(2): only ``modes`` is set (0: ask), the rest is room."""
+
+    _fields_ = (("modes", ctypes.c_uint), ("rest", ctypes.c_byte * 252))
+
+
+def clock_synchronised() -> bool:
+    """Whether somebody keeps the clock right: the kernel says so, or systemd-timesyncd has."""
+    if Path("/run/systemd/timesync/synchronized").exists():
+        return True
+    try:
+        # TIME_ERROR (5): the clock is not synchronised. Denied (-1) under ProtectClock.
+        return ctypes.CDLL(None).adjtimex(ctypes.byref(_Timex())) in range(5)
+    except (OSError, AttributeError):
+        return False
