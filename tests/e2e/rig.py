@@ -188,13 +188,17 @@ class _Pty:
 class Scanner(_Pty):
     """A serial scanner."""
 
+    def write(self, data: bytes) -> int:
+        """Send what fits, and say how many bytes that were. Raises BlockingIOError."""
+        return os.write(self._master, data)
+
     def send(self, data: bytes) -> None:
         """Send all of it, as fast as it is read."""
         view = memoryview(data)
         deadline = time.monotonic() + WAIT
         while view:
             try:
-                view = view[os.write(self._master, view) :]
+                view = view[self.write(view) :]
             except BlockingIOError:
                 assert time.monotonic() < deadline, "the scanner is not read"
                 select.select([], [self._master], [], 0.1)
@@ -245,6 +249,7 @@ class Board(_Pty):
     def drain(self) -> None:
         """Take everything that a process that is gone has written."""
         until(lambda: not self.read(), "the end of what was written to the board")
+        self._data = b""
 
 
 # --- sites --------------------------------------------------------------------------------------------
