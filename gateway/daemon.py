@@ -68,6 +68,8 @@ class Daemon:
         self._deadline_at = 0
         self._work = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._pruned_at = 0
+        self._began = 0
+        self._history_known = True
         self._watched = 0
 
     # --- start ---------------------------------------------------------------------------------------
@@ -150,7 +152,6 @@ class Daemon:
             self.metrics,
             relay=self._relay,
             own=self._is_own,
-            cleared=self.ledger.cleared(),
         )
         self.gate.monotonic = monotonic
         self.gate.synchronised = self.synchronised
@@ -159,12 +160,9 @@ class Daemon:
     def _begin(self) -> None:
         """What a crash left open is closed, who is where is reckoned, lanes are as they were."""
         gate = self.gate
-        now = gate.clock.read(wall(), monotonic(), synchronised=self.synchronised)
-        sensors = {name for name, lane in gate.lanes.items() if lane.sensor}
-        closed = self.ledger.close_open_grants(sensors, now)
-        if closed:
-            self._log.warning("closed grants that had no outcome when the gate stopped", count=len(closed))
-        gate.rebuild(self.movements(now), now)
+        self._began = gate.clock.read(wall(), monotonic(), synchronised=self.synchronised)
+        self._history_known = self.ledger.epoch is not None
+        self._recall(self._began)
         teller = Teller(gate, log.logger("scans"), lambda: any(x.watched for x in self.sockets), self._tell)
         gate.on_verdict = teller.verdict
         gate.on_slow = self._slow
@@ -173,6 +171,14 @@ class Daemon:
             if lane in gate.lanes and mode != LaneMode.NORMAL:
                 gate.restore_mode(lane, LaneMode(mode), monotonic())
                 self._log.warning("lane keeps the state that it was set to", lane=lane, state=mode)
+
+    def _recall(self, now: int) -> None:
+        """What the ledger knows of the time before this start."""
+        sensors = {name for name, lane in self.gate.lanes.items() if lane.sensor}
+        closed = self.ledger.close_open_grants(sensors, now, before=self._began)
+        if closed:
+            self._log.warning("closed grants that had no outcome when the gate stopped", count=len(closed))
+        self.gate.rebuild(self.movements(now), now, self.ledger.cleared())
 
     def _open_devices(self) -> None:
         config = self.config
@@ -358,6 +364,9 @@ class Daemon:
         self.metrics.ledger_up.set(reason is None)
         if reason is None:
             self._log.info("ledger can be written again")
+            if not self._history_known:  # it could not even be opened at the start
+                self._history_known = True
+                self._recall(self.gate.clock.read(wall(), monotonic(), synchronised=self.synchronised))
         else:
             self._log.error(
                 "ledger cannot be written",
@@ -485,7 +494,10 @@ class Daemon:
         self._closers += [lambda: os.close(lock), lambda: self._work.shutdown(wait=True)]
         try:
             self._open_stores(data_dir)
-            self.gate.rebuild(self.movements(wall()), wall())
+            self.gate.rebuild(self.movements(wall()), wall(), self.ledger.cleared())
+            for lane, mode in self.ledger.lane_modes().items():
+                if lane in self.gate.lanes:
+                    self.gate.lanes[lane].lane.set_mode(LaneMode(mode), monotonic())
             return Calls(self).check(arguments)
         finally:
             self.close()

@@ -11,7 +11,7 @@ serves the daemon, ``gateway replay`` and the tests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -42,7 +42,7 @@ from gateway.rules import PointAt, World
 from gateway.turnstile.lane import Action, Forced, Hold, Lane, Pulse, Settled
 
 _RECENT = 256
-"""Codes remembered per reader for repeats before old ones are looked for."""
+"""Codes remembered per reader for repeats: the last ones, for each scan goes to the end."""
 
 
 class Snapshot(Protocol):
@@ -125,10 +125,7 @@ class Repeats:
         last = self._last.pop(payload, None)
         self._last[payload] = at
         if len(self._last) > _RECENT:
-            for old in [p for p, when in self._last.items() if at - when >= self._delay]:
-                del self._last[old]
-            while len(self._last) > _RECENT:
-                del self._last[next(iter(self._last))]
+            del self._last[next(iter(self._last))]
         return last is not None and at - last < self._delay
 
 
@@ -217,19 +214,18 @@ class Gate:
         relay: Callable[[LaneConfig], Relay],
         own: Callable[[str], bool] | None = None,
         second_grant: SecondGrant | None = None,
-        cleared: dict[str, int] | None = None,
     ) -> None:
         """``relay`` makes the contact of a lane; ``own`` see ``Past``; ``second_grant`` overrides the
-        lanes' own policy; ``cleared`` says when an area was last declared empty."""
+        lanes' own policy."""
         self.config = config
         self.metrics = metrics
         self.clock = clock
         self.ledger = ledger
         self.past = Past(ledger, own)
         self._pending: dict[tuple[str, str], GrantAt] = {}
-        cleared = dict(cleared or {})
-        self.crowd = Crowd(world, self.past, cleared)
-        self.facts = Facts(world, self.past, self.crowd, cleared, self._pending)
+        self._cleared: dict[str, int] = {}
+        self.crowd = Crowd(world, self.past, self._cleared)
+        self.facts = Facts(world, self.past, self.crowd, self._cleared, self._pending)
         self._snapshot: Snapshot | None = None
         self.stale = False
         self.synchronised = True
@@ -285,8 +281,14 @@ class Gate:
         for lane in self.lanes.values():
             lane.points = [world.points[p.point.name] for p in lane.points]
 
-    def rebuild(self, movements: Iterable[Movement], now: int) -> None:
-        """Reckon occupancy anew from all movements that can still mean presence, in the order of time."""
+    def rebuild(
+        self, movements: Iterable[Movement], now: int, cleared: Mapping[str, int] | None = None
+    ) -> None:
+        """Reckon occupancy anew from all movements that can still mean presence, in the order of time.
+
+        ``cleared``: areas declared empty, with the time, that were not known before.
+        """
+        self._cleared.update(cleared or {})
         self.crowd.rebuild(movements, now)
 
     def happened(self, movements: Iterable[Movement], now: int) -> None:

@@ -325,16 +325,20 @@ class Ledger:
         self._seen.watch(recent_from)
 
     def close_open_grants(
-        self, sensed: Container[str] | Callable[[str | None, str | None], bool], at: int
+        self,
+        sensed: Container[str] | Callable[[str | None, str | None], bool],
+        at: int,
+        before: int | None = None,
     ) -> list[Movement]:
         """Closes what a power cut left open, at the start: each grant without an outcome is recorded as
         ``not_taken`` where there is a sensor, as ``assumed`` where not. Returns their movements.
 
-        ``sensed``: the names of the lanes with a sensor, or a function of lane and point.
+        ``sensed``: the names of the lanes with a sensor, or a function of lane and point. ``before``: only
+        grants given before this instant, where the gate has been admitting meanwhile.
         """
         closed = []
         for movement in self._query(PENDING, ()):
-            if movement.seq is None:
+            if movement.seq is None or (before is not None and movement.at >= before):
                 continue
             grant = self.event(movement.seq) or {}
             lane = grant.get("lane")

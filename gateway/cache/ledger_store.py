@@ -12,8 +12,9 @@ import contextlib
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,16 @@ _TABLES = {
 }
 _EVENT = ", ".join(f'"{name}"' for name in EVENT_COLUMNS)
 _MOVEMENT = ", ".join(MOVEMENT_COLUMNS)
-_INSERT_EVENT = f"INSERT INTO event VALUES ({', '.join('?' * (len(EVENT_COLUMNS) + 1))})"
-_INSERT_MOVEMENT = f"INSERT INTO movement VALUES ({', '.join('?' * len(MOVEMENT_COLUMNS))})"
+
+
+def _inserts(table: str, columns: int) -> dict[int, str]:
+    """A statement for so many rows at once, the largest number first."""
+    row = f"({', '.join('?' * columns)})"
+    return {count: f"INSERT INTO {table} VALUES {', '.join([row] * count)}" for count in (32, 8, 2, 1)}
+
+
+_INSERT_EVENT = _inserts("event", len(EVENT_COLUMNS) + 1)
+_INSERT_MOVEMENT = _inserts("movement", len(MOVEMENT_COLUMNS))
 _PASSAGE = MOVEMENT_COLUMNS.index("passage") - 1
 _SETTLE = "UPDATE movement SET passage = ? WHERE seq = ?"
 _CLEAR = "INSERT INTO clear VALUES (?, ?) ON CONFLICT (area) DO UPDATE SET at = max(at, excluded.at)"
@@ -328,9 +337,9 @@ class Store:
                 trusted = kept[TRUSTED_KEY] = event.at
         conn = self.conn
         with self._transaction():
-            conn.executemany(_INSERT_EVENT, events)
+            self._insert(_INSERT_EVENT, events)
             if made:
-                conn.executemany(_INSERT_MOVEMENT, made)
+                self._insert(_INSERT_MOVEMENT, made)
             if settled and conn.executemany(_SETTLE, settled).rowcount != len(settled):
                 self._settle_one_by_one(entries)
             if cleared:
@@ -350,7 +359,16 @@ class Store:
             if not entry.settles or movement is None:
                 continue
             if self.conn.execute(_SETTLE, (entry.movement_row[_PASSAGE], movement.seq)).rowcount == 0:
-                self.conn.execute(_INSERT_MOVEMENT, (movement.seq, *entry.movement_row))
+                self.conn.execute(_INSERT_MOVEMENT[1], (movement.seq, *entry.movement_row))
+
+    def _insert(self, statements: Mapping[int, str], rows: Sequence[tuple[Any, ...]]) -> None:
+        """As few statements as may be: the interpreter's lock changes hands at each, and a scan that is
+        being judged waits for it."""
+        start = 0
+        for count, statement in statements.items():
+            while len(rows) - start >= count:
+                self.conn.execute(statement, [*chain.from_iterable(rows[start : start + count])])
+                start += count
 
     # --- acts, called inside a transaction ---
 
