@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
+from gateway.agenda import Plan
 from gateway.model import (
     MAX_CODE_BYTES,
     NO_MOVEMENTS,
@@ -26,9 +27,9 @@ from gateway.model import (
     Product,
     Verdict,
 )
-from gateway.presence import NOWHERE, is_in, stay
+from gateway.presence import is_in, stay
 from gateway.rules import PointAt, RuleAt, World
-from gateway.venuetime import DAY
+from gateway.venuetime import Calendar
 
 BUSY = "busy"
 """Detail of ``lane_closed`` where the lane admits one person at a time and somebody is walking."""
@@ -174,25 +175,28 @@ def _leave(at: PointAt, credential: Credential | None) -> Decision:
 def _enter(
     facts: Facts, at: PointAt, now: int, credential: Credential, *, closed: bool, busy: bool, stale: bool
 ) -> Decision:
-    entitlements = credential.entitlements
-    early = Decision(
-        Verdict.REVOKED,
-        credential=credential.id,
-        holder=entitlements[0].holder if entitlements else None,
-    )
     if credential.state:  # 3
-        early.detail = _CREDENTIAL_DETAIL[CredentialState(credential.state)]
-        return early
+        return _early(credential, Verdict.REVOKED, _CREDENTIAL_DETAIL[CredentialState(credential.state)])
     if stale:  # 4
-        early.verdict = Verdict.SNAPSHOT_STALE
-        return early
-    if at.hosts and (guest := _guest(facts, at, now, credential, closed=closed)) is not None:  # 5
-        if busy and guest.verdict is Verdict.GRANTED:
-            return _busy(guest)
-        return guest
+        return _early(credential, Verdict.SNAPSHOT_STALE)
+    entitlements = credential.entitlements
+    agenda = at.agenda
+    if not agenda.start <= now < agenda.end:
+        agenda.turn(now)
+    came: dict[str, Sequence[Movement]] = {}  # by person, asked for once
+    for entitlement in entitlements:  # 5
+        plan = agenda.plan(entitlement.product)
+        if plan is not None and plan.hosts:
+            person = entitlement.holder or person_of(entitlement, credential)
+            movements = came[person] = facts.history.person(person, agenda.since)
+            if movements:
+                guest = _guest(facts, at, now, credential, entitlement, plan, movements, closed=closed)
+                if guest is not None:
+                    return _busy(guest) if busy and guest.verdict is Verdict.GRANTED else guest
     if facts.pending and not closed:
         for entitlement in entitlements:
-            earlier = facts.pending.get((at.point.name, person_of(entitlement, credential)))
+            person = entitlement.holder or person_of(entitlement, credential)
+            earlier = facts.pending.get((at.point.name, person))
             if earlier is not None:
                 return _again(earlier, credential)
 
@@ -201,22 +205,30 @@ def _enter(
         passed = _ask(facts, at, now, entitlement, failures, closed=closed)
         if passed is not None:
             rule, product, grace, entries = passed
+            person = entitlement.holder or person_of(entitlement, credential)
             decision = Decision(
                 Verdict.GRANTED,
-                credential=credential.id,
-                holder=entitlement.holder,
-                entitlement=entitlement.id,
-                product=product.id,
-                person=person_of(entitlement, credential),
+                None,
+                (),
+                credential.id,
+                entitlement.holder,
+                entitlement.id,
+                product.id,
+                0,
+                rule.left(entitlement, entries, now, spend=not rule.move) if rule.limits else None,
+                person,
             )
-            if rule.limits:
-                decision.left = rule.left(entitlement, entries, now, spend=not rule.move)
-            decision = _presence(facts, at, now, rule, product, grace, decision)  # 7, 8
+            _presence(facts, at, now, rule, product, grace, decision, came.get(person))  # 7, 8
             return _busy(decision) if busy and decision.verdict is Verdict.GRANTED else decision
     if not failures:
-        early.verdict = Verdict.NO_RIGHT
-        return early
+        return _early(credential, Verdict.NO_RIGHT)
     return _refusal(facts, now, credential, failures, closed=closed)
+
+
+def _early(credential: Credential, verdict: Verdict, detail: str | None = None) -> Decision:
+    """A refusal for which no entitlement was asked: it names the first one's holder."""
+    first = _first(credential)
+    return Decision(verdict, detail, credential=credential.id, holder=None if first is None else first.holder)
 
 
 def _busy(decision: Decision) -> Decision:
@@ -235,65 +247,61 @@ def _ask(
     *,
     closed: bool,
 ) -> tuple[RuleAt, Product, bool, Sequence[Movement]] | None:
-    """The first rule of an entitlement that passes a to h, else the failures are noted."""
-    world = facts.world
-    product = world.products.get(entitlement.product) if entitlement.product is not None else None
-    rules = at.rules.get(entitlement.product) if entitlement.product is not None else None
-
-    def fail(step: int, verdict: Verdict, detail: str | None = None, rule: RuleAt | None = None) -> None:
-        failures.append(Failure(step, verdict, detail, entitlement, product, rule))
-
-    failed = _standing(world, entitlement, product, now)
-    if isinstance(failed, tuple):  # a to c
-        step, verdict, detail = failed
-        if verdict is Verdict.NOT_YET_VALID:
-            for rule in rules or (None,):
-                fail(step, verdict, detail, rule)
-        else:
-            fail(step, verdict, detail)
+    """The first rule of an entitlement that passes a to h, else the failures are noted. For the instant
+    that the point's agenda stands at."""
+    plan = at.agenda.plan(entitlement.product)
+    if plan is None:
+        product = None if entitlement.product is None else facts.world.products.get(entitlement.product)
+        standing = _standing(facts.world.calendar, entitlement, product, now, at.agenda.day)
+        step, verdict, detail = (3, Verdict.NO_RIGHT, None) if isinstance(standing, bool) else standing
+        failures.append(Failure(step, verdict, detail, entitlement, product, None))  # a to d
         return None
-    if product is None or rules is None:  # d
-        fail(3, Verdict.NO_RIGHT)
+    product = plan.product
+    standing = _standing(facts.world.calendar, entitlement, product, now, at.agenda.day)
+    if standing is not True and standing is not False:  # a to c
+        step, verdict, detail = standing
+        late = plan.rules if verdict is Verdict.NOT_YET_VALID else plan.rules[:1]
+        failures.extend(Failure(step, verdict, detail, entitlement, product, rule) for rule, _ in late)
         return None
     movements: Sequence[Movement] | None = None
     entries: Sequence[Movement] = NO_MOVEMENTS
-    for rule in rules:
-        if not rule.on_time(now):  # e
-            fail(4, Verdict.NOT_AT_THIS_TIME, rule=rule)
+    for rule, on_time in plan.rules:
+        if not on_time:  # e
+            failures.append(Failure(4, Verdict.NOT_AT_THIS_TIME, None, entitlement, product, rule))
             continue
         if closed and not rule.bypass_closed:  # f
-            fail(5, Verdict.LANE_CLOSED, rule=rule)
+            failures.append(Failure(5, Verdict.LANE_CLOSED, None, entitlement, product, rule))
             continue
-        if rule.again is not None or rule.limits:
+        if rule.limits or rule.again is not None:
             if movements is None:
-                reach = min(r.reach(entitlement, now) for r in rules)
-                movements = facts.history.entitlement(entitlement.id, reach)
+                since = plan.since(entitlement, now) if plan.by_term else plan.reach
+                movements = facts.history.entitlement(entitlement.id, since)
             entries = rule.entries(movements, now, guests=False) if movements else NO_MOVEMENTS
             if not rule.move:
-                if rule.soon(entries, now) is not None:  # g
-                    fail(6, Verdict.TOO_SOON, rule=rule)
+                if entries and rule.soon(entries, now) is not None:  # g
+                    failures.append(Failure(6, Verdict.TOO_SOON, None, entitlement, product, rule))
                     continue
                 if rule.exhausted(rule.limits, entitlement, entries, now, guests=False):  # h
-                    fail(7, Verdict.LIMIT_REACHED, rule=rule)
+                    failures.append(Failure(7, Verdict.LIMIT_REACHED, None, entitlement, product, rule))
                     continue
-        return rule, product, failed, entries
+        return rule, product, standing, entries
     return None
 
 
 def _standing(
-    world: World, entitlement: Entitlement, product: Product | None, now: int
+    calendar: Calendar, entitlement: Entitlement, product: Product | None, now: int, day: int
 ) -> tuple[int, Verdict, str | None] | bool:
-    """Steps a to c of one entitlement: what fails, else whether it lives on in grace."""
+    """Steps a to c of one entitlement: what fails, else whether it lives on in grace. ``day``: the venue
+    day of ``now``."""
     if entitlement.blocked:
         return 0, Verdict.SUSPENDED, "blocked"
     if entitlement.state:
         return 0, Verdict.SUSPENDED, EntitlementState(entitlement.state).name.lower()
-    calendar = world.calendar
     bound = entitlement.valid_from
-    if bound is not None and (now < bound >> 1 if bound & 1 else calendar.day(now) < bound >> 1):
+    if bound is not None and (now < bound >> 1 if bound & 1 else day < bound >> 1):
         return 1, Verdict.NOT_YET_VALID, None
     bound = entitlement.valid_until
-    if bound is not None and (now >= bound >> 1 if bound & 1 else calendar.day(now) > bound >> 1):
+    if bound is not None and (now >= bound >> 1 if bound & 1 else day > bound >> 1):
         days = 0 if product is None else product.grace_days
         if not days or now >= calendar.grace_ends(bound, days):
             return 2, Verdict.EXPIRED, None
@@ -331,7 +339,7 @@ def _works_at(facts: Facts, failure: Failure, now: int, *, closed: bool) -> int 
         return None
     entries: Sequence[Movement] = NO_MOVEMENTS
     if rule.counts:
-        movements = facts.history.entitlement(entitlement.id, rule.reach(entitlement, now))
+        movements = facts.history.entitlement(entitlement.id, rule.reach(entitlement, now, guests=False))
         entries = rule.entries(movements, now, guests=False)
     grace = 0 if failure.product is None else failure.product.grace_days
     return rule.opens(entitlement, grace, entries, now, closed=closed)
@@ -340,68 +348,68 @@ def _works_at(facts: Facts, failure: Failure, now: int, *, closed: bool) -> int 
 # --- 5: guests --------------------------------------------------------------------------------------
 
 
-def _guest(facts: Facts, at: PointAt, now: int, credential: Credential, *, closed: bool) -> Decision | None:
-    """A guest of somebody who has just been let in here, or None where this scan is no guest's."""
-    point, world = at.point, facts.world
-    window = point.guest_window
-    for entitlement in credential.entitlements:
-        if entitlement.product not in at.hosts:
+def _guest(
+    facts: Facts,
+    at: PointAt,
+    now: int,
+    credential: Credential,
+    entitlement: Entitlement,
+    plan: Plan,
+    came: Sequence[Movement],
+    *,
+    closed: bool,
+) -> Decision | None:
+    """A guest of somebody who has just been let in here, or None where this scan is no guest's.
+
+    ``came``: the movements of the entitlement's holder. A guest begins the window anew, so the holder's own
+    entry may lie further back than the window is long.
+    """
+    calendar, name = facts.world.calendar, at.point.name
+    movements = [m for m in came if m.at <= now and m.point == name and m.passage is not Passage.NOT_TAKEN]
+    own = next((m for m in reversed(movements) if not m.guest), None)
+    if own is None:
+        return None
+    guests = [m for m in movements if m.guest and m.at >= own.at]
+    if now - max([own.at, *(m.at for m in guests)]) > at.point.guest_window:
+        return None
+    product = plan.product
+    grace = _standing(calendar, entitlement, product, own.at, calendar.day(own.at))
+    if not isinstance(grace, bool):
+        return None
+    for rule, _ in plan.rules:
+        if rule.guests is None:
             continue
-        person = person_of(entitlement, credential)
-        # A guest begins the window anew, so the entry itself may lie further back.
-        movements = [
-            m
-            for m in facts.history.person(person, min(now - DAY, world.presence_since(now)))
-            if m.at <= now
-            and m.point == point.name
-            and m.to == point.to
-            and m.passage is not Passage.NOT_TAKEN
-        ]
-        own = next((m for m in reversed(movements) if not m.guest), None)
-        if own is None:
+        allowed = rule.guests if entitlement.guests is None else entitlement.guests
+        if (
+            len(guests) >= allowed
+            or not rule.on_time(own.at)
+            or ((own.closed or closed) and not rule.bypass_closed)
+        ):
             continue
-        guests = [m for m in movements if m.guest and m.at >= own.at]
-        if now - max([own.at, *(m.at for m in guests)]) > window:
-            continue
-        product = world.products[entitlement.product]
-        for rule in at.rules[entitlement.product]:
-            if rule.guests is None:
-                continue
-            allowed = rule.guests if entitlement.guests is None else entitlement.guests
-            grace = _standing(world, entitlement, product, own.at)
-            if (
-                len(guests) >= allowed
-                or isinstance(grace, tuple)
-                or not rule.on_time(own.at)
-                or ((own.closed or closed) and not rule.bypass_closed)
+        entries: Sequence[Movement] = NO_MOVEMENTS
+        if rule.limits or rule.guest_limits:
+            used = facts.history.entitlement(entitlement.id, rule.reach(entitlement, now, guests=True))
+            guested = rule.entries(used, now, guests=True)
+            if not rule.move and rule.exhausted(
+                rule.guest_limits, entitlement, guested, now, guests=True, entered=own.at
             ):
                 continue
-            entries: Sequence[Movement] = NO_MOVEMENTS
-            if rule.limits or rule.guest_limits:
-                movements_ = facts.history.entitlement(entitlement.id, rule.reach(entitlement, now))
-                came = rule.entries(movements_, now, guests=True)
-                if not rule.move and rule.exhausted(
-                    rule.guest_limits, entitlement, came, now, guests=True, entered=own.at
-                ):
-                    continue
-                entries = rule.entries(movements_, now, guests=False)
-            decision = Decision(
-                Verdict.GRANTED,
-                flags=_flags(grace, product),
-                credential=credential.id,
-                holder=entitlement.holder,
-                entitlement=entitlement.id,
-                product=product.id,
-                guest=len(guests) + 1,
-                left=rule.left(entitlement, entries, now, spend=False, entered=own.at)
-                if rule.limits
-                else None,
-                person=person,
-            )
-            if not rule.bypass_capacity and _full(facts, at.capacities, now):  # 8
-                decision.verdict, decision.flags, decision.left = Verdict.AREA_FULL, (), None
-                decision.guest = 0
-            return decision
+            entries = rule.entries(used, now, guests=False)
+        decision = Decision(
+            Verdict.GRANTED,
+            flags=_flags(grace, product),
+            credential=credential.id,
+            holder=entitlement.holder,
+            entitlement=entitlement.id,
+            product=product.id,
+            guest=len(guests) + 1,
+            left=rule.left(entitlement, entries, now, spend=False, entered=own.at) if rule.limits else None,
+            person=person_of(entitlement, credential),
+        )
+        if not rule.bypass_capacity and _full(facts, at.capacities, now):  # 8
+            decision.verdict, decision.flags, decision.left = Verdict.AREA_FULL, (), None
+            decision.guest = 0
+        return decision
     return None
 
 
@@ -415,35 +423,42 @@ def _flags(grace: bool, product: Product) -> tuple[str, ...]:
 
 
 def _presence(
-    facts: Facts, at: PointAt, now: int, rule: RuleAt, product: Product, grace: bool, decision: Decision
-) -> Decision:
-    """Steps 7 and 8 for somebody whose rule has passed."""
-    world, point = facts.world, at.point
-    asks_presence = point.anti_passback is not AntiPassback.OFF and not rule.bypass_passback
+    facts: Facts,
+    at: PointAt,
+    now: int,
+    rule: RuleAt,
+    product: Product,
+    grace: bool,
+    decision: Decision,
+    movements: Sequence[Movement] | None,
+) -> None:
+    """Steps 7 and 8 for somebody whose rule has passed; the decision is changed where they say otherwise.
+
+    ``movements``: the person's, where they have been asked for already.
+    """
     asks_capacity = at.capacities_holder and not rule.bypass_capacity
     passback = False
-    if asks_presence or asks_capacity:
-        movements = facts.history.person(str(decision.person), world.presence_since(now))
-        here = stay(world, movements, facts.cleared, now) if movements else NOWHERE
-        if asks_presence and is_in(world, here, point.to, now):
-            passback = point.anti_passback is not AntiPassback.TIMED or (
-                (last := _last_entry(at, movements, now)) is not None
-                and now - last < point.anti_passback_time
-            )
-            if passback and point.anti_passback is not AntiPassback.SOFT:
-                decision.verdict, decision.left = Verdict.PASSBACK, None
-                return decision
-        if asks_capacity:
-            capacities = at.capacities_holder
-            if here is not NOWHERE:
-                capacities = tuple(c for c in capacities if not is_in(world, here, c[0], now))
-            if _full(facts, capacities, now):
-                decision.verdict, decision.left = Verdict.AREA_FULL, None
-                return decision
+    if rule.asks_presence or asks_capacity:
+        if movements is None:
+            movements = facts.history.person(str(decision.person), at.agenda.since)
+        world, point, capacities = facts.world, at.point, at.capacities_holder
+        if movements:
+            here = stay(world, movements, facts.cleared, now)
+            if rule.asks_presence and is_in(world, here, point.to, now):
+                passback = point.anti_passback is not AntiPassback.TIMED or (
+                    (last := _last_entry(at, movements, now)) is not None
+                    and now - last < point.anti_passback_time
+                )
+                if passback and point.anti_passback is not AntiPassback.SOFT:
+                    decision.verdict, decision.left = Verdict.PASSBACK, None
+                    return
+            capacities = tuple(c for c in capacities if not is_in(world, here, c[0], now))
+        if asks_capacity and _full(facts, capacities, now):
+            decision.verdict, decision.left = Verdict.AREA_FULL, None
+            return
     if grace or passback or product.attention:
         flags = (("grace",) if grace else ()) + (("passback",) if passback else ())
         decision.flags = flags + (("attention",) if product.attention else ())
-    return decision
 
 
 def _last_entry(at: PointAt, movements: Sequence[Movement], now: int) -> int | None:
@@ -462,7 +477,10 @@ def _last_entry(at: PointAt, movements: Sequence[Movement], now: int) -> int | N
 
 
 def _full(facts: Facts, capacities: Sequence[tuple[str, int]], now: int) -> bool:
-    return any(facts.occupancy.count(area, now) >= capacity for area, capacity in capacities)
+    for area, capacity in capacities:  # noqa: SIM110 - a generator costs as much as the count itself
+        if facts.occupancy.count(area, now) >= capacity:
+            return True
+    return False
 
 
 Find = Callable[[bytes], Credential | None]

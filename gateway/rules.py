@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from gateway.agenda import Agenda
 from gateway.model import (
     HOUR,
     MINUTE,
     OUTSIDE,
+    AntiPassback,
     Area,
     Bypass,
     Entitlement,
@@ -115,13 +117,15 @@ class RuleAt:
     __slots__ = (
         "_calendar",
         "_exclusive",
+        "_fresh",
         "_inside",
         "_plain",
         "_spans",
         "again",
+        "asks_presence",
+        "by_term",
         "bypass_capacity",
         "bypass_closed",
-        "bypass_passback",
         "days",
         "during",
         "early",
@@ -158,9 +162,13 @@ class RuleAt:
         self._exclusive = tuple(s for s, exclusive in here if exclusive and s.tag != rule.during)
         self.again = None if rule.again_after_minutes is None else rule.again_after_minutes * MINUTE
         self.limits = rule.limits
+        self._fresh = min((limit.max or 0 for limit in rule.limits if limit.minutes is None), default=None)
+        self.by_term = any(limit.per is Per.TERM for limit in rule.limits)
         self.guests = rule.guests
         self.guest_limits = rule.guest_limits
-        self.bypass_passback = Bypass.PASSBACK in rule.bypass
+        self.asks_presence = (
+            point.anti_passback is not AntiPassback.OFF and Bypass.PASSBACK not in rule.bypass
+        )
         self.bypass_capacity = Bypass.CAPACITY in rule.bypass
         self.bypass_closed = Bypass.CLOSED in rule.bypass
         self._plain = (
@@ -196,6 +204,15 @@ class RuleAt:
         if self.during is not None and self.found(at) is None:
             return False
         return not any(s.start <= at < s.end for s in self._exclusive)
+
+    def edges(self) -> set[int]:
+        """The instants at which the answer may change, besides those of clock and calendar."""
+        edges = {self.start, self.end}
+        for span in self._spans:
+            edges |= {span.start - self.early, span.start, span.end}
+        for span in self._exclusive:
+            edges |= {span.start, span.end}
+        return edges
 
     def found(self, at: int) -> Span | None:
         """The event that ``during`` finds: on, or beginning within the early minutes."""
@@ -249,10 +266,11 @@ class RuleAt:
             case Per.TERM:
                 return ALWAYS if entitlement.valid_from is None else calendar.starts(entitlement.valid_from)
 
-    def reach(self, entitlement: Entitlement, at: int) -> int:
-        """From when on the entitlement's movements are needed to judge at ``at``."""
+    def reach(self, entitlement: Entitlement, at: int, *, guests: bool) -> int:
+        """From when on the entitlement's movements are needed to judge at ``at``; with ``guests`` also a
+        guest."""
         reach = at if self.again is None else at - self.again
-        for limit in (*self.limits, *self.guest_limits):
+        for limit in (*self.limits, *self.guest_limits) if guests else self.limits:
             reach = min(reach, self.since(limit, entitlement, at))
         return reach
 
@@ -295,6 +313,8 @@ class RuleAt:
         entered: int | None = None,
     ) -> bool:
         """Step h: whether any of these limits allows nothing more."""
+        if not entries and limits is self.limits and not self._own_number(entitlement):
+            return self._fresh is not None and self._fresh <= 0
         for limit in limits:
             left = self.remaining(limit, entitlement, entries, at, guests=guests, entered=entered)
             if left is not None and left <= 0:
@@ -311,7 +331,10 @@ class RuleAt:
         entered: int | None = None,
     ) -> int | None:
         """What remains of the tightest ``max`` after this entry (``spend``), None without one."""
-        tightest: int | None = None
+        tightest = self._fresh
+        if not entries and not self._own_number(entitlement):
+            return None if tightest is None else max(tightest - spend, 0)
+        tightest = None
         for limit in self.limits:
             if limit.max is None:
                 continue
@@ -327,6 +350,10 @@ class RuleAt:
                 left -= 1
             tightest = left if tightest is None else min(tightest, left)
         return None if tightest is None else max(tightest, 0)
+
+    def _own_number(self, entitlement: Entitlement) -> bool:
+        """Whether the entitlement states its own ``entries`` instead of the rule's ``max``."""
+        return self.by_term and entitlement.entries is not None
 
     # --- when it would pass ------------------------------------------------------------------------
 
@@ -473,8 +500,8 @@ class PointAt:
     """The same with those that contain the from-area: a holder may be recorded as being elsewhere."""
     rules: dict[str, tuple[RuleAt, ...]]
     """By product; none: the product has no right here."""
-    hosts: frozenset[str]
-    """Products with a rule here that lets guests in."""
+    agenda: Agenda
+    """What the time alone decides of all this."""
 
 
 class World:
@@ -499,13 +526,16 @@ class World:
         areas = self.areas
         to, from_ = areas[point.to], areas[point.from_]
         rules = {
-            product.id: tuple(
-                RuleAt(rule, point, areas, events, self.calendar)
-                for rule in product.rules
-                if (rule.points is None or point.name in rule.points)
-                and (rule.areas is None or point.to in areas.inside(rule.areas))
-            )
+            product.id: compiled
             for product in self.products.values()
+            if (
+                compiled := tuple(
+                    RuleAt(rule, point, areas, events, self.calendar)
+                    for rule in product.rules
+                    if (rule.points is None or point.name in rule.points)
+                    and (rule.areas is None or point.to in areas.inside(rule.areas))
+                )
+            )
         }
         limited = tuple((a, c) for a in to.up if (c := areas[a].capacity) is not None)
         return PointAt(
@@ -515,8 +545,8 @@ class World:
             from_.down,
             tuple((a, c) for a, c in limited if a not in from_.up),
             limited,
-            {product: compiled for product, compiled in rules.items() if compiled},
-            frozenset(p for p, compiled in rules.items() if any(r.guests is not None for r in compiled)),
+            rules,
+            Agenda(self.calendar, self.products, rules, areas.longest_presence),
         )
 
     def presence_since(self, at: int) -> int:

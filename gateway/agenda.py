@@ -1,0 +1,116 @@
+"""What the time alone decides at one access point, kept for as long as it stays the same. Pure.
+
+Which rules hold, which venue day it is and how far back judging must look do not change from one scan to the
+next: hours are stated in minutes, and all else changes at known instants. So it is asked once a minute and
+not at each scan, where it was two thirds of the work.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gateway.model import MINUTE, Entitlement, Product
+from gateway.venuetime import DAY, Calendar
+
+if TYPE_CHECKING:
+    from gateway.rules import RuleAt
+
+_ANY = Entitlement("", None)
+"""Stands for the entitlement where it makes no difference."""
+
+
+@dataclass(slots=True)
+class Plan:
+    """A product's rules at the point, as they stand from ``Agenda.start`` until ``Agenda.end``."""
+
+    product: Product
+    rules: tuple[tuple[RuleAt, bool], ...]
+    """In the order listed, each with whether it holds at this time (step e)."""
+    hosts: bool
+    """One of them lets guests in."""
+    reach: int
+    """From when on the movements of an entitlement are needed, where nothing is counted by term."""
+    by_term: tuple[RuleAt, ...]
+    """The rules that count by term: how far back depends on the entitlement."""
+
+    def since(self, entitlement: Entitlement, now: int) -> int:
+        """From when on this entitlement's movements are needed to judge at ``now``."""
+        reach = self.reach
+        for rule in self.by_term:
+            reach = min(reach, rule.reach(entitlement, now, guests=False))
+        return reach
+
+
+class Agenda:
+    """``turn`` to an instant before reading; good from ``start`` until ``end``, a minute at most."""
+
+    __slots__ = (
+        "_calendar",
+        "_edges",
+        "_longest",
+        "_plans",
+        "_products",
+        "_rules",
+        "day",
+        "end",
+        "since",
+        "start",
+    )
+
+    def __init__(
+        self,
+        calendar: Calendar,
+        products: Mapping[str, Product],
+        rules: Mapping[str, Sequence[RuleAt]],
+        longest_presence: int,
+    ) -> None:
+        self._calendar = calendar
+        self._products = products
+        self._rules = rules
+        self._longest = longest_presence
+        self._edges = sorted({edge for listed in rules.values() for rule in listed for edge in rule.edges()})
+        self._plans: dict[str, Plan] = {}
+        self.start = self.end = 0
+        self.day = 0
+        """The venue day."""
+        self.since = 0
+        """From when on a person's movements can mean that they are here, or have been let in with guests."""
+
+    def turn(self, now: int) -> None:
+        """Go to the stretch of time in which this instant lies."""
+        calendar, edges = self._calendar, self._edges
+        minute = now - (now + calendar.offset(now)) % MINUTE
+        self.day = day = calendar.day(now)
+        began = calendar.day_start(day)
+        # An offset is good for a minute of UTC, which need not be one of local time.
+        start = max(minute, now - now % MINUTE, began)
+        end = min(minute, now - now % MINUTE) + MINUTE
+        end = min(end, calendar.day_start(day + 1))
+        place = bisect_right(edges, now)
+        self.start = max(start, edges[place - 1]) if place else start
+        self.end = min(end, edges[place]) if place < len(edges) else end
+        self.since = min(began, self.start - DAY, self.start - self._longest)
+        self._plans.clear()
+
+    def plan(self, product: str | None) -> Plan | None:
+        """The rules of a product now; None where it has none here, or where there is no such product."""
+        if product is None:
+            return None
+        found = self._plans.get(product)
+        if found is None and product in self._rules:
+            found = self._plans[product] = self._plan(self._products[product], self._rules[product])
+        return found
+
+    def _plan(self, product: Product, rules: Sequence[RuleAt]) -> Plan:
+        at = self.start
+        counting = [rule for rule in rules if rule.again is not None or rule.limits]
+        return Plan(
+            product,
+            tuple((rule, rule.on_time(at)) for rule in rules),
+            any(rule.guests is not None for rule in rules),
+            min((rule.reach(_ANY, at, guests=False) for rule in counting if not rule.by_term), default=at),
+            tuple(rule for rule in counting if rule.by_term),
+        )
