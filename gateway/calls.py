@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import asdict
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from gateway import __version__
 from gateway.cache.codekey import CodeKeyError
 from gateway.cache.generations import SnapshotError
-from gateway.cache.ledger import event_json
+from gateway.cache.ledger import Ledger, event_json
+from gateway.cache.snapshot import Applied, Snapshot
+from gateway.config import Config
 from gateway.control import Call, CallError, Later
+from gateway.gate import Gate
+from gateway.metrics import Metrics
 from gateway.model import OUTSIDE, LaneMode, Movement, Passage
 from gateway.replay import output
 from gateway.venuetime import instant
-
-if TYPE_CHECKING:
-    from gateway.daemon import Daemon
 
 _STEP = 64
 """Events read and written out in one step: a third of a millisecond."""
@@ -26,10 +28,43 @@ MAX_EVENTS = 1000
 _POLL = 0.01
 
 
-class Calls:
-    """The calls of both roles, on one daemon."""
+class Running(Protocol):
+    """The gate process, as far as it can be asked and told."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    config: Config
+    metrics: Metrics
+    gate: Gate
+    ledger: Ledger
+    snapshot: Snapshot | None
+    synchronised: bool
+    set_aside: list[str]
+
+    @property
+    def up(self) -> Mapping[str, bool]:
+        """Readers by name, and whether their device is open."""
+
+    @property
+    def generation(self) -> int: ...
+
+    def snapshot_age(self, now: int) -> int | None: ...
+
+    def scrape(self) -> bytes: ...
+
+    def movements(self, now: int) -> Iterator[Movement]: ...
+
+    def take_generation(self) -> Future[Snapshot | None]: ...
+
+    def switch(self, snapshot: Snapshot) -> None: ...
+
+    def recompile(self) -> None: ...
+
+    def apply(self, records: list[dict[str, Any]], cursor: str | None) -> Future[Applied]: ...
+
+
+class Calls:
+    """The calls of both roles, on one gate process."""
+
+    def __init__(self, daemon: Running) -> None:
         self._daemon = daemon
 
     def both(self) -> dict[str, Call]:
@@ -88,7 +123,7 @@ class Calls:
                 for name, at in gate.lanes.items()
             ],
             "readers": [
-                {"reader": r.name, "point": r.point, "device": r.device, "up": d.readers[r.name].up}
+                {"reader": r.name, "point": r.point, "device": r.device, "up": d.up[r.name]}
                 for r in d.config.readers
             ],
             "areas": {area: gate.crowd.count(area, now) for area in sorted(gate.world.areas.known())},

@@ -427,6 +427,11 @@ class Daemon:
         )
         return _FOR_EVER if by_term else RETAIN_MOVEMENTS
 
+    @property
+    def up(self) -> dict[str, bool]:
+        """Readers by name, and whether their device is open."""
+        return {name: reader.up for name, reader in self.readers.items()}
+
     def snapshot_age(self, now: int) -> int | None:
         """Microseconds since the snapshot in use was published, None without one."""
         return None if self.snapshot is None else max(0, self.snapshot.age(now))
