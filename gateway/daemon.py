@@ -274,9 +274,7 @@ class Daemon:
             self.gate.not_pulsed(name, reason, wall(), monotonic())
 
         def pulsed(at: int) -> None:
-            grant = self.gate.lanes[name].pulsed
-            if grant is not None and grant.scanned:
-                self.metrics.scan_to_pulse.observe((at - grant.scanned) / 1e6)
+            self.gate.pulsed(name, at)
 
         relay = make_relay(lane.relay, self.loop, RelayCallbacks(state, failed, pulsed), self.boards)
         self.relays[name] = relay

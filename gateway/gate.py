@@ -11,9 +11,10 @@ serves the daemon, ``gateway replay`` and the tests.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from time import perf_counter
@@ -26,6 +27,7 @@ from gateway.decide import Facts, decide, is_code
 from gateway.messages import message, pick
 from gateway.metrics import Metrics
 from gateway.model import (
+    EMERGENCY,
     OUTSIDE,
     AccessEvent,
     Credential,
@@ -171,9 +173,10 @@ class LaneAt:
     points: list[PointAt]
     sensor: bool
     fault: str | None = None
-    pulsed: GrantAt | None = None
-    """The grant of the last pulse, for a relay that reports that it did not give it."""
-    emergency: bool = False
+    asked: deque[GrantAt] = field(default_factory=lambda: deque(maxlen=64))
+    """Grants whose pulse the relay was asked for, in order, until it says what became of it."""
+    emergency: LaneMode | None = None
+    """While the emergency input is active: the state that the lane had before."""
 
     @property
     def way_in(self) -> PointAt:
@@ -411,7 +414,7 @@ class Gate:
         for action in actions:
             match action:
                 case Pulse(grant):
-                    lane.pulsed = grant
+                    lane.asked.append(grant)
                     lane.relay.pulse(lane.config.pulse)
                 case Hold(on):
                     lane.relay.hold(on)
@@ -549,16 +552,20 @@ class Gate:
         self._show(at)
 
     def emergency(self, lane: str, active: bool, wall: int, monotonic: int) -> None:
-        """The emergency input: free while it is active; when it ends the lane's areas are empty."""
+        """The emergency input: free while it is active; when it ends the lane is as it was before, and its
+        areas are empty."""
         at = self.lanes[lane]
-        if at.emergency == active:
+        if (at.emergency is not None) == active:
             return
-        at.emergency = active
-        self.set_mode(lane, LaneMode.FREE if active else LaneMode.NORMAL, "emergency", wall, monotonic)
-        if not active:
-            areas = {a for p in at.points for a in (p.point.from_, p.point.to) if a != OUTSIDE}
-            for area in sorted(areas):
-                self.clear(area, "emergency", wall, monotonic)
+        if active:
+            at.emergency = at.lane.mode
+            self.set_mode(lane, LaneMode.FREE, EMERGENCY, wall, monotonic)
+            return
+        before, at.emergency = at.emergency, None
+        self.set_mode(lane, before or LaneMode.NORMAL, EMERGENCY, wall, monotonic)
+        areas = {a for p in at.points for a in (p.point.from_, p.point.to) if a != OUTSIDE}
+        for area in sorted(areas):
+            self.clear(area, EMERGENCY, wall, monotonic)
 
     def clear(self, area: str, by: str, wall: int, monotonic: int) -> None:
         """Everybody in that area is outside."""
@@ -625,17 +632,27 @@ class Gate:
         if (at.fault is None) == (reason is None):
             return
         at.fault = reason
+        if reason is None:
+            at.asked.clear()  # whatever it was asked for before is answered, or lost with it
         now = self.clock.read(wall, monotonic, synchronised=self.synchronised)
         detail = "relay back" if reason is None else reason
         self.ledger.record(AccessEvent(EventKind.FAULT, now, lane=lane, detail=detail))
         self._show(at)
 
+    def pulsed(self, lane: str, monotonic: int) -> None:
+        """The relay has given the oldest pulse that it was asked for."""
+        asked = self.lanes[lane].asked
+        if asked:
+            grant = asked.popleft()
+            if grant.scanned:
+                self.metrics.scan_to_pulse.observe((monotonic - grant.scanned) / 1e6)
+
     def not_pulsed(self, lane: str, reason: str, wall: int, monotonic: int) -> None:
-        """The relay did not give its last pulse: the grant is taken back, and the ledger says why."""
+        """The relay did not give the pulse: the grant is taken back, and the ledger says why."""
         at = self.lanes[lane]
-        grant, at.pulsed = at.pulsed, None
-        if grant is None:
+        if not at.asked:
             return
+        grant = at.asked.popleft()
         now = self.clock.read(wall, monotonic, synchronised=self.synchronised)
         self.ledger.record(
             AccessEvent(EventKind.FAULT, now, point=grant.direction, lane=lane, detail=reason, of=grant.event)

@@ -292,6 +292,10 @@ class Decision:
     """The same grant again: nothing is recorded anew, the passage time-out begins anew."""
 
 
+EMERGENCY = "emergency"
+"""``by`` of what the emergency input did."""
+
+
 class EventKind(StrEnum):
     """Kinds of access events in the ledger."""
 

@@ -42,7 +42,7 @@ from gateway.cache.ledger_rows import (
     event_digest,
     movement_of,
 )
-from gateway.model import AccessEvent, EventKind, Movement
+from gateway.model import EMERGENCY, AccessEvent, EventKind, Movement
 
 FILE = "ledger.db"
 SALVAGE_SECONDS = 20.0
@@ -331,7 +331,8 @@ class Store:
                     made.append((seq, *item.movement_row))
             if event.kind is EventKind.CLEAR and event.from_ is not None:
                 cleared.append((event.from_, event.at))
-            elif event.kind is EventKind.LANE:
+            elif event.kind is EventKind.LANE and event.by != EMERGENCY:
+                # An emergency's state is the input's to say, also after a restart.
                 kept[f"{LANE_KEY}{event.lane}"] = event.detail
             if event.trusted and event.at >= trusted + TRUSTED_STEP:
                 trusted = kept[TRUSTED_KEY] = event.at
