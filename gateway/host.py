@@ -50,11 +50,16 @@ def lock_data_dir(data_dir: Path) -> int:
 
 
 def notify(state: str) -> None:
-    """Tell systemd (sd_notify(3)); nothing where it does not listen."""
+    """Tell systemd (sd_notify(3)); nothing where it does not listen.
+
+    Never waits: with a service manager that does not read, the queue is full after some ten seconds of
+    watchdog messages, and a scan would wait for it.
+    """
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
         sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
 
 
