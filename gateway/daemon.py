@@ -89,7 +89,7 @@ class Daemon:
         self._closers.append(lambda: os.close(lock))
         try:
             self._closers.append(lambda: self._work.shutdown(wait=True, cancel_futures=True))
-            with contextlib.suppress(generations.BusyError), generations.building(data_dir):
+            with contextlib.suppress(OSError):  # what a killed import left is no reason not to start
                 generations.clean_leftovers(data_dir)
             codekey.load_or_create(data_dir)
             self._open_stores(data_dir)

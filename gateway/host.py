@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import socket
@@ -32,7 +33,7 @@ def lock_data_dir(data_dir: Path) -> int:
         DataDirError: it is not there, not ours, or another gate runs on it.
     """
     try:
-        fd = os.open(data_dir / "gate.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = _open_lock(data_dir / "gate.lock")
     except FileNotFoundError:
         raise DataDirError(
             f"gateway.data_dir: {data_dir} is not there; create it: install -d -m 700 {data_dir}"
@@ -47,6 +48,16 @@ def lock_data_dir(data_dir: Path) -> int:
             f"gateway.data_dir: another gate runs on {data_dir}; stop it, or give this one its own"
         ) from None
     return fd
+
+
+def _open_lock(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        # A worn card goes read-only. Then on_ledger_failure has the word, so the gate must start.
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def notify(state: str) -> None:
