@@ -111,10 +111,11 @@ class Crowd:
             return []
         if m.person is None or m.guest:
             return occupancy.head(m.from_, m.to, m.at, now, m.entries) if _is_head(m) else []
-        others = [o for o in self._past.person(m.person, since) if not _same(o, m)]
+        movements = self._past.person(m.person, since)
+        others = [o for o in movements if not _same(o, m)] if movements else movements
         if not others:
             taken = occupancy.leave(NOWHERE, m.from_, m.to, m.at, now)
-            occupancy.move(NOWHERE, self._stay([m], now), now)
+            occupancy.move(NOWHERE, self._stay((m,), now), now)
             return taken
         then = self._stay([o for o in others if o.at <= m.at], m.at)
         taken = occupancy.leave(then, m.from_, m.to, m.at, now)

@@ -87,20 +87,16 @@ class Past:
         self.snapshot: Snapshot | None = None
 
     def person(self, person: str, since: int) -> Sequence[Movement]:
-        here = self._ledger.person(person, since)
-        if self.snapshot is None:
-            return here
-        return self._merged(here, self.snapshot.movements_of_person(person, since))
+        snapshot, here = self.snapshot, self._ledger.person(person, since)
+        usage = None if snapshot is None else snapshot.movements_of_person(person, since)
+        return self._merged(here, usage) if usage else here
 
     def entitlement(self, entitlement: str, since: int) -> Sequence[Movement]:
-        here = self._ledger.entitlement(entitlement, since)
-        if self.snapshot is None:
-            return here
-        return self._merged(here, self.snapshot.movements_of_entitlement(entitlement, since))
+        snapshot, here = self.snapshot, self._ledger.entitlement(entitlement, since)
+        usage = None if snapshot is None else snapshot.movements_of_entitlement(entitlement, since)
+        return self._merged(here, usage) if usage else here
 
     def _merged(self, here: Sequence[Movement], usage: Sequence[Movement]) -> Sequence[Movement]:
-        if not usage:
-            return here
         elsewhere = [m for m in usage if not self.is_own(m)]
         return sorted((*elsewhere, *here), key=_at) if elsewhere else here
 

@@ -5,13 +5,43 @@ Children are bound where they are used: ``labels().inc()`` costs four times a bo
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
 
 from gateway import __version__
 
 _MICRO = (5e-6, 7.5e-6, 1e-5, 1.5e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3)
 _MILLI = (2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+
+class Times(Collector):
+    """A histogram of seconds for the way of a scan, observed by one thread: without the locks of the
+    library's own, an observation costs a fifth."""
+
+    def __init__(
+        self, name: str, help_: str, *, buckets: Sequence[float], registry: CollectorRegistry
+    ) -> None:
+        self._name, self._help = name, help_
+        self._buckets = buckets
+        self._counts = [0] * (len(buckets) + 1)
+        self._sum = 0.0
+        registry.register(self)
+
+    def observe(self, seconds: float) -> None:
+        self._counts[bisect_left(self._buckets, seconds)] += 1
+        self._sum += seconds
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        names = [*map(str, map(float, self._buckets)), "+Inf"]
+        counts = accumulate(self._counts)
+        buckets = list(zip(names, counts, strict=True))
+        yield HistogramMetricFamily(self._name, self._help, buckets=buckets, sum_value=self._sum)
 
 
 class Metrics:
@@ -25,10 +55,10 @@ class Metrics:
         self.repeats = Counter(
             "gateway_repeats_total", "Scans of a code held before the reader.", ["reader"], registry=r
         )
-        self.decision = Histogram(
+        self.decision = Times(
             "gateway_decision_seconds", "From the code's bytes to the verdict.", buckets=_MICRO, registry=r
         )
-        self.scan_to_pulse = Histogram(
+        self.scan_to_pulse = Times(
             "gateway_scan_to_pulse_seconds",
             "From the last byte of the code to the relay's command.",
             buckets=_MILLI,
@@ -40,7 +70,7 @@ class Metrics:
             ["lane", "outcome"],
             registry=r,
         )
-        self.commit = Histogram(
+        self.commit = Times(
             "gateway_ledger_commit_seconds", "Length of a commit of the ledger.", buckets=_MILLI, registry=r
         )
         self.late_commits = Counter(

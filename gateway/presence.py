@@ -83,8 +83,10 @@ class _Heads:
         which[until] += n
         if which[until] <= 0:
             del which[until]
-        self.missing = min(self.missing, self.holders.total())
-        self.lapses = min(self.lapses, until)
+        if self.missing:
+            self.missing = min(self.missing, self.holders.total())
+        if until < self.lapses:
+            self.lapses = until
 
     def advance(self, now: int) -> None:
         if now < self.lapses:
@@ -97,7 +99,7 @@ class _Heads:
         self.lapses = min((until for which in counters for until in which), default=1 << 62)
 
     def count(self) -> int:
-        return self.holders.total() + self.heads.total() - self.missing
+        return sum(self.holders.values()) + sum(self.heads.values()) - self.missing
 
 
 def _take_one(which: Counter[int]) -> int | None:

@@ -114,9 +114,17 @@ class MemoryRelay:
         if self._held:
             return
         self._off_at = max(self._off_at, self._loop.time() + duration / 1e6)
-        self._stop_timer()
-        self._timer = self._loop.call_at(self._off_at, self._set, False)
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._off_at, self._end)
         self._set(True)
+
+    def _end(self) -> None:
+        """The pulse is over, unless another has made it longer since."""
+        self._timer = None
+        if self._loop.time() < self._off_at:
+            self._timer = self._loop.call_at(self._off_at, self._end)
+        else:
+            self._set(False)
 
     def hold(self, on: bool) -> None:
         self._held = on
