@@ -158,7 +158,7 @@ class Daemon:
         self.gate.use(self.snapshot, world)
 
     def _begin(self) -> None:
-        """What a crash left open is closed, who is where is reckoned, lanes are as they were."""
+        """The ledger's past counts, and the gate is listened to."""
         gate = self.gate
         self._began = gate.clock.read(wall(), monotonic(), synchronised=self.synchronised)
         self._history_known = self.ledger.epoch is not None
@@ -167,18 +167,19 @@ class Daemon:
         gate.on_verdict = teller.verdict
         gate.on_slow = self._slow
         gate.on_deadline = self._arm
-        for lane, mode in self.ledger.lane_modes().items():
-            if lane in gate.lanes and mode != LaneMode.NORMAL:
-                gate.restore_mode(lane, LaneMode(mode), monotonic())
-                self._log.warning("lane keeps the state that it was set to", lane=lane, state=mode)
 
     def _recall(self, now: int) -> None:
-        """What the ledger knows of the time before this start."""
+        """What the ledger knows of the time before this start: what a crash left open is closed, who is where
+        is reckoned, lanes are as they were."""
         sensors = {name for name, lane in self.gate.lanes.items() if lane.sensor}
         closed = self.ledger.close_open_grants(sensors, now, before=self._began)
         if closed:
             self._log.warning("closed grants that had no outcome when the gate stopped", count=len(closed))
         self.gate.rebuild(self.movements(now), now, self.ledger.cleared())
+        for lane, mode in self.ledger.lane_modes().items():
+            if lane in self.gate.lanes and mode != LaneMode.NORMAL:
+                self.gate.restore_mode(lane, LaneMode(mode), monotonic())
+                self._log.warning("lane keeps the state that it was set to", lane=lane, state=mode)
 
     def _open_devices(self) -> None:
         config = self.config

@@ -173,6 +173,8 @@ class LaneAt:
     """Grants whose pulse the relay was asked for, in order, until it says what became of it."""
     emergency: LaneMode | None = None
     """While the emergency input is active: the state that the lane had before."""
+    chosen: bool = False
+    """Its state was set since the start, so what it was before does not count."""
 
     @property
     def way_in(self) -> PointAt:
@@ -538,12 +540,19 @@ class Gate:
         at = self.lanes[lane]
         now = self.clock.read(wall, monotonic, synchronised=self.synchronised)
         self.ledger.record(AccessEvent(EventKind.LANE, now, lane=lane, detail=mode, by=by))
+        at.chosen = at.chosen or by != EMERGENCY
         self._perform(at, at.lane.set_mode(mode, monotonic), now)
         self._show(at)
 
     def restore_mode(self, lane: str, mode: LaneMode, monotonic: int) -> None:
-        """Put a lane in the state that it had before a restart, which is on record already."""
+        """Put a lane in the state that it had before a restart, which is on record already. That may become
+        known late, when the ledger could not be opened at the start."""
         at = self.lanes[lane]
+        if at.chosen:
+            return
+        if at.emergency is not None:
+            at.emergency = mode
+            return
         self._perform(at, at.lane.set_mode(mode, monotonic), 0)
         self._show(at)
 
