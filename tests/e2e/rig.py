@@ -140,9 +140,9 @@ class Fork:
             self.signal(signal.SIGKILL)
             self.wait()
 
-    @property
-    def running(self) -> bool:
-        return self.status is None and not select.select([self._pidfd], [], [], 0)[0]
+    def ends(self, timeout: float = 0) -> bool:
+        """Whether it ends within so many seconds."""
+        return self.status is not None or bool(select.select([self._pidfd], [], [], timeout)[0])
 
     def output(self) -> str:
         return self.out.read_text() if self.out.exists() else ""
@@ -350,8 +350,7 @@ class Site:
 
     def imports(self, records: Iterable[Json]) -> None:
         """Build a generation with nobody looking."""
-        lines = (json.dumps(record).encode() for record in records)
-        build(self.data_dir, lines, source="test", pace=0)
+        build(self.data_dir, ndjson(records).splitlines(), source="test", pace=0)
 
     # --- running ---
 
@@ -474,6 +473,11 @@ class Site:
         board = self.boards[lane]
         until(lambda: board.pulses() >= n, f"pulse {n} of lane {lane}")
         assert board.pulses() == n
+
+
+def ndjson(records: Iterable[Json]) -> bytes:
+    """Records as a feed."""
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
 
 
 def venue(**more: Any) -> list[Json]:

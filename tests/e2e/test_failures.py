@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.rig import Json, Site, Zygote, card, product, until, venue
+from tests.e2e.rig import Json, Site, Zygote, card, ndjson, product, until, venue
 
 TICKETS = 60
 
@@ -84,7 +83,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 def on_disk(make: Callable[..., Site], disk: Disk, **gateway: object) -> Site:
     """A site with its data_dir on the small disk, and the tickets imported."""
     here = make(NORTH, data_dir=disk.folder, zygote=disk.zygote, **gateway)
-    done = here.run("import", "-", stdin=b"".join(json.dumps(r).encode() + b"\n" for r in records()))
+    done = here.run("import", "-", stdin=ndjson(records()))
     assert done.status == 0, done.err
     return here
 
