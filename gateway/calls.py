@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import asdict
 from datetime import datetime
@@ -38,6 +38,7 @@ class Running(Protocol):
     snapshot: Snapshot | None
     synchronised: bool
     set_aside: list[str]
+    input_faults: dict[str, str | None]
 
     @property
     def up(self) -> Mapping[str, bool]:
@@ -126,6 +127,7 @@ class Calls:
                 {"reader": r.name, "point": r.point, "device": r.device, "up": d.up[r.name]}
                 for r in d.config.readers
             ],
+            "inputs": [{"input": name, "fault": fault} for name, fault in d.input_faults.items()],
             "areas": {area: gate.crowd.count(area, now) for area in sorted(gate.world.areas.known())},
             "snapshot": None
             if snapshot is None
@@ -184,30 +186,7 @@ class Calls:
 
     def check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The verdict on a code, changing nothing."""
-        d, gate = self._daemon, self._daemon.gate
-        code, point = _text(arguments, "code"), _text(arguments, "point")
-        at = gate.world.points.get(point)
-        if at is None:
-            raise CallError(
-                "bad_request", f"point {point!r} is not configured; there are {_list(gate.world.points)}"
-            )
-        text = arguments.get("at")
-        now = gate.clock.peek(time.time_ns() // 1000, time.monotonic_ns() // 1000)
-        if text is not None:
-            try:
-                moment = datetime.fromisoformat(str(text))
-            except ValueError:
-                moment = None
-            if moment is None or moment.tzinfo is None:
-                raise CallError(
-                    "bad_request", "at: not an instant with an offset, like 2026-11-21T10:00:00+01:00"
-                )
-            now = instant(moment)
-            with d.gate.as_of(self._daemon.movements(now), now):
-                decision = gate.judge(at, code.encode(), now)
-        else:
-            decision = gate.judge(at, code.encode(), now, suspect=gate.clock.suspect)
-        return output(gate.world.calendar.rfc3339(now), point, gate.tell(at, decision, now))
+        return check(self._daemon.gate, self._daemon.movements, arguments)
 
     # --- acts by hand ------------------------------------------------------------------------------------
 
@@ -330,6 +309,38 @@ class Calls:
             raise CallError("bad_request", f"there is no event {seq} here")
         self._daemon.ledger.refuse(seq, reason[:500])
         return {"refused": seq}
+
+
+def check(
+    gate: Gate, movements: Callable[[int], Iterable[Movement]], arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The verdict on ``code`` at ``point``, now or ``at`` another time. ``movements``: all that can mean
+    presence at an instant."""
+    code, point = _text(arguments, "code"), _text(arguments, "point")
+    at = gate.world.points.get(point)
+    if at is None:
+        raise CallError(
+            "bad_request", f"point {point!r} is not configured; there are {_list(gate.world.points)}"
+        )
+    text = arguments.get("at")
+    now = gate.clock.peek(time.time_ns() // 1000, time.monotonic_ns() // 1000)
+    if text is None:
+        decision = gate.judge(at, code.encode(), now, suspect=gate.clock.suspect)
+    else:
+        now = _instant(text)
+        with gate.as_of(movements(now), now):
+            decision = gate.judge(at, code.encode(), now)
+    return output(gate.world.calendar.rfc3339(now), point, gate.tell(at, decision, now))
+
+
+def _instant(text: object) -> int:
+    try:
+        moment = datetime.fromisoformat(str(text))
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise CallError("bad_request", "at: not an instant with an offset, like 2026-11-21T10:00:00+01:00")
+    return instant(moment)
 
 
 _COMPILED = ("venue", "area", "event", "product", "usage")

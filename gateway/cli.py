@@ -47,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return WRONG
     options = parser.parse_args(arguments)
+    os.umask(0o077)  # what this program writes is nobody else's to read
     try:
         status: int = options.run(options)
         sys.stdout.flush()
@@ -295,6 +296,8 @@ def _lines(name: str) -> Iterator[tuple[IO[bytes], int | None]]:
 def _check(options: argparse.Namespace) -> int:
     config = load(options.config)
     code = sys.stdin.readline().rstrip("\r\n") if options.code == "-" else options.code
+    if not code.isprintable() and any("\ud800" <= c <= "\udfff" for c in code):
+        raise UsageError("CODE is not UTF-8; such a payload is always malformed")
     try:
         with closing(_admin(config)) as gate:
             answer = gate.call("check", code=code, point=options.point, at=options.at)
@@ -305,18 +308,19 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _check_alone(config: Config, code: str, point: str, at: str | None) -> dict[str, Any]:
-    """No gate runs: open its stores ourselves, for as long as the answer takes."""
-    from gateway.daemon import check_alone
+    """No gate runs: read its stores ourselves."""
+    from gateway.alone import check_alone
     from gateway.host import DataDirError
 
     _as_owner(config.gateway.data_dir)
-    writer = log.start("warning")
     try:
-        return asyncio.run(check_alone(config, {"code": code, "point": point, "at": at}))
+        return check_alone(config, {"code": code, "point": point, "at": at})
     except DataDirError as error:
         raise UsageError(str(error)) from None
-    finally:
-        writer.close()
+    except sqlite3.Error as error:
+        raise UsageError(
+            f"the ledger cannot be read: {error}; a gate that starts sets a damaged one aside"
+        ) from error
 
 
 def _replay(options: argparse.Namespace) -> int:

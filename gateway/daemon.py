@@ -57,6 +57,8 @@ class Daemon:
         self.readers: dict[str, Reader] = {}
         self.relays: dict[str, Relay] = {}
         self.inputs: list[Input] = []
+        self.input_faults: dict[str, str | None] = {}
+        """Sensors and emergency inputs by name, with what is wrong with them."""
         self.boards: dict[str, Board] = {}
         self.sockets: list[control.Socket] = []
         self.snapshot: Snapshot | None = None
@@ -67,6 +69,7 @@ class Daemon:
         self._deadline: asyncio.TimerHandle | None = None
         self._deadline_at = 0
         self._work = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
+        self._taking: Future[Snapshot | None] | None = None
         self._pruned_at = 0
         self._began = 0
         self._history_known = True
@@ -91,7 +94,7 @@ class Daemon:
             self._closers.append(lambda: self._work.shutdown(wait=True, cancel_futures=True))
             with contextlib.suppress(OSError):  # what a killed import left is no reason not to start
                 generations.clean_leftovers(data_dir)
-            codekey.load_or_create(data_dir)
+            self._draw_key(data_dir)
             self._open_stores(data_dir)
             self._begin()
             self._open_devices()
@@ -114,6 +117,14 @@ class Daemon:
             readers=len(config.readers),
         )
         self._housekeeping()
+
+    def _draw_key(self, data_dir: Path) -> None:
+        if generations.numbers(data_dir) and not (data_dir / codekey.KEY_FILE).exists():
+            self._log.error(
+                "code.key is gone, and with it the meaning of every snapshot; a new one is drawn",
+                remedy="put the old one back from a backup and start again, or import the cards anew",
+            )
+        codekey.load_or_create(data_dir)
 
     def _open_stores(self, data_dir: Path) -> None:
         """Snapshot, ledger, and the gate that judges by them; who is where is reckoned by the caller."""
@@ -151,7 +162,7 @@ class Daemon:
             clock,
             self.metrics,
             relay=self._relay,
-            own=self._is_own,
+            holds=self.ledger.holds,
         )
         self.gate.monotonic = monotonic
         self.gate.synchronised = self.synchronised
@@ -189,8 +200,9 @@ class Daemon:
         for lane in config.lanes:
             if lane.passage is not None:
                 self._passage(lane.passage, lane.name, None)
-            if lane.emergency is not None:
-                self._emergency(lane.emergency, lane.name)
+        emergencies = {lane.emergency for lane in config.lanes if lane.emergency is not None}
+        for contact in emergencies:
+            self._emergency(contact, [x.name for x in config.lanes if x.emergency == contact])
         for point in config.points:
             if point.passage is not None:
                 self._passage(point.passage, point.point.lane, point.point.name)
@@ -219,16 +231,6 @@ class Daemon:
 
     def _client_dropped(self, role: str) -> None:
         self.metrics.clients_dropped.labels(role).inc()
-
-    def _is_own(self, source: str) -> bool:
-        """Whether a usage record tells of an event whose movement stands in this ledger."""
-        gateway, epoch, seq = source.rsplit("/", 2) if source.count("/") >= 2 else ("", "", "")
-        return (
-            gateway == self.config.gateway.id
-            and epoch.isdecimal()
-            and seq.isdecimal()
-            and self.ledger.holds(int(epoch), int(seq))
-        )
 
     def _aside(self, path: Path, reason: str) -> None:
         self.set_aside.append(reason)
@@ -300,32 +302,37 @@ class Daemon:
             if active:
                 self.gate.passed(lane, point, wall(), monotonic())
 
-        self._input(config, f"passage sensor of {point or lane}", edge, lambda: None)
+        self._input(config, f"passage sensor of {point or lane}", edge)
 
-    def _emergency(self, config: InputConfig, lane: str) -> None:
+    def _emergency(self, config: InputConfig, lanes: list[str]) -> None:
+        """One contact may set several lanes free."""
+
         def edge(active: bool, _at: int) -> None:
-            self._log.warning("emergency input", lane=lane, active=active)
-            self.gate.emergency(lane, active, wall(), monotonic())
+            self._log.warning("emergency input", lanes=lanes, active=active)
+            for lane in lanes:
+                self.gate.emergency(lane, active, wall(), monotonic())
 
-        def level() -> None:
-            if input_.active is not None:
-                self.gate.emergency(lane, input_.active, wall(), monotonic())
-
-        input_ = self._input(config, f"emergency input of {lane}", edge, level)
+        self._input(config, f"emergency input of {', '.join(lanes)}", edge, level=True)
 
     def _input(
-        self, config: InputConfig, what: str, edge: Callable[[bool, int], None], back: Callable[[], None]
-    ) -> Input:
+        self, config: InputConfig, what: str, edge: Callable[[bool, int], None], *, level: bool = False
+    ) -> None:
+        """``level``: the contact's state counts, not only its changes: it is told when the input is back."""
+        up_now = self.metrics.input_up.labels(what)
+        up_now.set(0)
+
         def state(up: bool, reason: str) -> None:
-            if up:
-                self._log.info("input is ready", input=what)
-                back()
-            else:
+            up_now.set(up)
+            self.input_faults[what] = None if up else reason
+            if not up:
                 self._log.error("input is lost", input=what, reason=reason)
+                return
+            self._log.info("input is ready", input=what)
+            if level and input_.active is not None:
+                edge(input_.active, monotonic())
 
         input_ = make_input(config, self.loop, InputCallbacks(edge, state))
         self.inputs.append(input_)
-        return input_
 
     # --- scans ---------------------------------------------------------------------------------------
 
@@ -459,13 +466,25 @@ class Daemon:
     # --- snapshot --------------------------------------------------------------------------------------
 
     def take_generation(self) -> Future[Snapshot | None]:
-        """Open a newer generation, off the loop; hand the result to ``switch``. None: there is none."""
-        return self._work.submit(
-            Snapshot.open, self.config.gateway.data_dir, self._aside, above=self.generation
-        )
+        """Open a newer generation, off the loop; hand the result to ``switch``. None: there is none. Who asks
+        while one is being opened gets the same."""
+        if self._taking is None or (self._taking.done() and self._taken(self._taking)):
+            self._taking = self._work.submit(
+                Snapshot.open, self.config.gateway.data_dir, self._aside, above=self.generation
+            )
+        return self._taking
+
+    def _taken(self, taking: Future[Snapshot | None]) -> bool:
+        """Whether nobody is still to be handed what was opened."""
+        if taking.exception() is not None:
+            return True
+        opened = taking.result()
+        return opened is None or opened.generation <= self.generation
 
     def switch(self, snapshot: Snapshot) -> None:
         """Use this generation from now on; the one before stays on disk, older ones go."""
+        if snapshot.generation <= self.generation:
+            return  # somebody else who asked for it was first
         before, self.snapshot = self.snapshot, snapshot
         world = world_of(snapshot, self.config)
         self.gate.use(snapshot, world)
@@ -489,22 +508,6 @@ class Daemon:
         """Apply changes to the generation in use, off the loop."""
         assert self.snapshot is not None
         return self._work.submit(self.snapshot.apply, records, cursor)
-
-    async def check(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """The verdict on a code, with no device opened and nobody let in."""
-        data_dir = self.config.gateway.data_dir
-        self.loop = asyncio.get_running_loop()
-        lock = lock_data_dir(data_dir)
-        self._closers += [lambda: os.close(lock), lambda: self._work.shutdown(wait=True)]
-        try:
-            self._open_stores(data_dir)
-            self.gate.rebuild(self.movements(wall()), wall(), self.ledger.cleared())
-            for lane, mode in self.ledger.lane_modes().items():
-                if lane in self.gate.lanes:
-                    self.gate.lanes[lane].lane.set_mode(LaneMode(mode), monotonic())
-            return Calls(self).check(arguments)
-        finally:
-            self.close()
 
     # --- stop ------------------------------------------------------------------------------------------
 
@@ -543,9 +546,3 @@ async def serve(config: Config) -> int:
         return await daemon.wait()
     finally:
         daemon.close()
-
-
-async def check_alone(config: Config, arguments: dict[str, Any]) -> dict[str, Any]:
-    """``gateway check`` where no gate runs: the stores opened by this process, nothing changed in them."""
-    daemon = Daemon(config, signals=False)
-    return await daemon.check(arguments)

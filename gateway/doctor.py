@@ -186,6 +186,11 @@ def _running(status: dict[str, Any]) -> Iterator[Finding]:
         else:
             yield Finding(f"lane {lane['lane']}", "ok", "normal")
     yield from _snapshot_in_use(status["snapshot"])
+    for contact in status["inputs"]:
+        if contact["fault"]:
+            yield Finding(contact["input"], "fault", contact["fault"], "look at its chip, line and wire")
+        else:
+            yield Finding(contact["input"], "ok", "is read")
     ledger = status["ledger"]
     if ledger["lost"]:
         yield Finding(

@@ -80,10 +80,11 @@ class Relay(Protocol):
 class Past:
     """What happened, here and elsewhere: the ledger's movements and the snapshot's usage in one order."""
 
-    def __init__(self, ledger: Ledger, own: Callable[[str], bool] | None) -> None:
-        """``own``: whether the usage of that source stands in the ledger itself; None: never."""
+    def __init__(self, ledger: Ledger, gateway: str, holds: Callable[[int, int], bool] | None) -> None:
+        """``holds``: whether the ledger has the movement of this gateway's event (epoch, seq); None: no."""
         self._ledger = ledger
-        self._own = own
+        self._gateway = gateway
+        self._holds = holds
         self.snapshot: Snapshot | None = None
 
     def person(self, person: str, since: int) -> Sequence[Movement]:
@@ -102,7 +103,11 @@ class Past:
 
     def is_own(self, usage: Movement) -> bool:
         """Whether a usage record tells of an event that stands in this gateway's own ledger."""
-        return self._own is not None and usage.source is not None and self._own(usage.source)
+        if self._holds is None or usage.source is None:
+            return False
+        gateway, _, number = usage.source.partition(f"{self._gateway}/")
+        epoch, _, seq = number.partition("/")
+        return not gateway and epoch.isdecimal() and seq.isdecimal() and self._holds(int(epoch), int(seq))
 
 
 def _at(movement: Movement) -> int:
@@ -213,16 +218,16 @@ class Gate:
         metrics: Metrics,
         *,
         relay: Callable[[LaneConfig], Relay],
-        own: Callable[[str], bool] | None = None,
+        holds: Callable[[int, int], bool] | None = None,
         second_grant: SecondGrant | None = None,
     ) -> None:
-        """``relay`` makes the contact of a lane; ``own`` see ``Past``; ``second_grant`` overrides the
+        """``relay`` makes the contact of a lane; ``holds`` see ``Past``; ``second_grant`` overrides the
         lanes' own policy."""
         self.config = config
         self.metrics = metrics
         self.clock = clock
         self.ledger = ledger
-        self.past = Past(ledger, own)
+        self.past = Past(ledger, config.gateway.id, holds)
         self._pending: dict[tuple[str, str], GrantAt] = {}
         self._cleared: dict[str, int] = {}
         self.crowd = Crowd(world, self.past, self._cleared)

@@ -137,7 +137,7 @@ class Replay:
             ListLedger(),
             TrustedClock(None, 0),
             Metrics(),
-            relay=_no_relay,
+            relay=no_relay,
             second_grant="extend",
         )
         self.gate.use(snapshot, self.world)
@@ -170,7 +170,8 @@ class Replay:
             self.now = at
 
 
-def _no_relay(_: LaneConfig) -> NoRelay:
+def no_relay(_: LaneConfig) -> NoRelay:
+    """For a gate that opens nothing."""
     return NoRelay()
 
 

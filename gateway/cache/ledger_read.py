@@ -11,7 +11,7 @@ from typing import Any
 
 from gateway.cache.ledger_repair import open_read_only
 from gateway.cache.ledger_rows import event_dict, movement_of
-from gateway.cache.ledger_store import EVENTS
+from gateway.cache.ledger_store import BY_ENTITLEMENT, BY_PERSON, EVENTS, LANE_KEY, SINCE, TRUSTED_KEY
 from gateway.model import Movement
 
 Epochs = Sequence[tuple[int, int]]
@@ -60,6 +60,49 @@ class Reader:
 
     def close(self) -> None:
         self._conn.close()
+
+
+class LedgerFile:
+    """A ledger that no gate has open, as far as a judgement asks for it. Changes nothing in it.
+
+    Raises sqlite3.Error where the file cannot be read or is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._reader = Reader(path)
+
+    def person(self, person: str, since: int) -> list[Movement]:
+        return self._reader.movements(BY_PERSON, (person, since))
+
+    def entitlement(self, entitlement: str, since: int) -> list[Movement]:
+        return self._reader.movements(BY_ENTITLEMENT, (entitlement, since))
+
+    def movements_since(self, at: int) -> Iterator[Movement]:
+        return self._reader.stream(SINCE, (at,))
+
+    def cleared(self) -> dict[str, int]:
+        """Areas that were cleared, each with the latest time."""
+        return dict(self._reader.rows("SELECT area, at FROM clear"))
+
+    def lane_modes(self) -> dict[str, str]:
+        """The state that each lane was last set to by hand."""
+        rows = self._reader.rows("SELECT key, value FROM meta WHERE key GLOB ?", (f"{LANE_KEY}*",))
+        return {key.removeprefix(LANE_KEY): value for key, value in rows}
+
+    def trusted_time(self) -> int | None:
+        """About the newest time at which an event was recorded under a clock that could be trusted."""
+        rows = self._reader.rows("SELECT value FROM meta WHERE key = ?", (TRUSTED_KEY,))
+        return rows[0][0] if rows else None
+
+    def holds(self, epoch: int, seq: int) -> bool:
+        """Whether the movement that this event of this gateway made is here."""
+        epochs = self._reader.rows("SELECT first_seq, epoch FROM epoch ORDER BY first_seq")
+        return epoch_of([(a, b) for a, b in epochs], seq) == epoch and bool(
+            self._reader.rows("SELECT 1 FROM movement WHERE seq = ?", (seq,))
+        )
+
+    def close(self) -> None:
+        self._reader.close()
 
 
 def read_events(path: Path, since: int, limit: int) -> list[dict[str, Any]]:
