@@ -27,13 +27,17 @@ class Plan:
     """A product's rules at the point, as they stand from ``Agenda.start`` until ``Agenda.end``."""
 
     product: Product
-    rules: tuple[tuple[RuleAt, bool], ...]
-    """In the order listed, each with whether it holds at this time (step e)."""
+    rules: Sequence[RuleAt]
+    """In the order listed."""
+    on_time: Sequence[RuleAt]
+    """Those of them that hold at this time (step e)."""
     hosts: bool
     """One of them lets guests in."""
+    asks_person: bool
+    """Judging needs the person's movements: for guests, presence or capacity."""
     reach: int
     """From when on the movements of an entitlement are needed, where nothing is counted by term."""
-    by_term: tuple[RuleAt, ...]
+    by_term: Sequence[RuleAt]
     """The rules that count by term: how far back depends on the entitlement."""
 
     def since(self, entitlement: Entitlement, now: int) -> int:
@@ -49,6 +53,7 @@ class Agenda:
 
     __slots__ = (
         "_calendar",
+        "_capacities",
         "_edges",
         "_longest",
         "_plans",
@@ -66,11 +71,14 @@ class Agenda:
         products: Mapping[str, Product],
         rules: Mapping[str, Sequence[RuleAt]],
         longest_presence: int,
+        capacities: bool,
     ) -> None:
+        """``capacities``: the point leads into an area that has one."""
         self._calendar = calendar
         self._products = products
         self._rules = rules
         self._longest = longest_presence
+        self._capacities = capacities
         self._edges = sorted({edge for listed in rules.values() for rule in listed for edge in rule.edges()})
         self._plans: dict[str, Plan] = {}
         self.start = self.end = 0
@@ -106,11 +114,13 @@ class Agenda:
 
     def _plan(self, product: Product, rules: Sequence[RuleAt]) -> Plan:
         at = self.start
-        counting = [rule for rule in rules if rule.again is not None or rule.limits]
+        counting = [rule for rule in rules if rule.counted]
         return Plan(
             product,
-            tuple((rule, rule.on_time(at)) for rule in rules),
-            any(rule.guests is not None for rule in rules),
+            rules,
+            [rule for rule in rules if rule.on_time(at)],
+            (hosts := any(rule.guests is not None for rule in rules)),
+            hosts or self._capacities or any(rule.asks_presence for rule in rules),
             min((rule.reach(_ANY, at, guests=False) for rule in counting if not rule.by_term), default=at),
-            tuple(rule for rule in counting if rule.by_term),
+            [rule for rule in counting if rule.by_term],
         )

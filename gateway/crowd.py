@@ -35,6 +35,10 @@ class Crowd:
         """Areas or calendar are others now; to be followed by ``rebuild``."""
         self._world = world
 
+    def full(self, capacities: Sequence[tuple[str, int]], now: int) -> bool:
+        """Whether one of these areas holds as many as it may."""
+        return self._occupancy.full(capacities, now)
+
     def count(self, area: str, now: int) -> int:
         """Occupancy: those inside, and those whose entry is pending."""
         return self._occupancy.count(area, now)

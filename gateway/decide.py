@@ -34,6 +34,8 @@ from gateway.venuetime import Calendar
 BUSY = "busy"
 """Detail of ``lane_closed`` where the lane admits one person at a time and somebody is walking."""
 
+# Looking up a member of an enum costs as much as a comparison of integers: on the scan's way, only once.
+_GRANTED, _CLOSED, _FREE = Verdict.GRANTED, LaneMode.CLOSED, LaneMode.FREE
 _CREDENTIAL_DETAIL = {s: s.name.lower() for s in CredentialState}
 
 
@@ -46,9 +48,10 @@ class History(Protocol):
 
 
 class Counts(Protocol):
-    """How many people are in an area, pending entries included."""
+    """How many people are in the areas, pending entries included."""
 
-    def count(self, area: str, now: int) -> int: ...
+    def full(self, capacities: Sequence[tuple[str, int]], now: int) -> bool:
+        """Whether one of these areas holds as many as it may."""
 
 
 class Grant(Protocol):
@@ -85,18 +88,18 @@ _TIMED = (Verdict.NOT_YET_VALID, Verdict.NOT_AT_THIS_TIME, Verdict.TOO_SOON, Ver
 """Denials that say from when it would work."""
 
 
-def is_code(payload: bytes) -> str | None:
-    """Step 1: the payload as a code, or None where it cannot be one."""
+def is_code(payload: bytes) -> bool:
+    """Step 1: whether the payload can be a code."""
     if not 0 < len(payload) <= MAX_CODE_BYTES:
-        return None
+        return False
+    if payload.isalnum():  # ASCII letters and digits, as nearly all codes are
+        return True
     try:
         code = payload.decode()
     except UnicodeDecodeError:
-        return None
-    if code.isprintable():
-        return code
+        return False
     # Not everything unprintable is a control character (Cc): spaces and unassigned ones are allowed.
-    return None if any(c < " " or "\x7f" <= c <= "\x9f" for c in code) else code
+    return code.isprintable() or not any(c < " " or "\x7f" <= c <= "\x9f" for c in code)
 
 
 def person_of(entitlement: Entitlement | None, credential: Credential) -> str:
@@ -112,7 +115,6 @@ def decide(
     now: int,
     payload_ok: bool,
     credential: Credential | None,
-    *,
     mode: LaneMode = LaneMode.NORMAL,
     busy: bool = False,
     stale: bool = False,
@@ -125,24 +127,16 @@ def decide(
     ``suspect``: the clock is not to be trusted and ``now`` is the newest trusted time.
     """
     if at.exit:
-        decision = _leave(at, credential)
-    elif not payload_ok:
-        decision = Decision(Verdict.MALFORMED)
-    elif credential is None:
-        decision = Decision(Verdict.UNKNOWN_CREDENTIAL)
+        decision = _leave(facts, at, credential)
+    elif credential is not None:
+        decision = _enter(facts, at, now, credential, mode is _CLOSED, busy, stale)
     else:
-        decision = _enter(facts, at, now, credential, closed=mode is LaneMode.CLOSED, busy=busy, stale=stale)
-    if credential is not None and at.exit and decision.person is not None:
-        earlier = facts.pending.get((at.point.name, decision.person))
-        if earlier is not None:
-            decision = _again(earlier, credential)
-    if mode is LaneMode.FREE and not decision.again:
+        decision = Decision(Verdict.UNKNOWN_CREDENTIAL if payload_ok else Verdict.MALFORMED)
+    if mode is _FREE and not decision.again:
         free = ("free",) + (decision.flags if decision.verdict is Verdict.GRANTED else ())
         decision = replace(decision, verdict=Verdict.GRANTED, detail=None, flags=free)
     if suspect:
         decision.flags = ("clock_suspect", *decision.flags)
-    if credential is not None and decision.person is None:
-        decision.person = person_of(_first(credential), credential)
     return decision
 
 
@@ -157,57 +151,62 @@ def _first(credential: Credential) -> Entitlement | None:
     return credential.entitlements[0] if credential.entitlements else None
 
 
-def _leave(at: PointAt, credential: Credential | None) -> Decision:
+def _leave(facts: Facts, at: PointAt, credential: Credential | None) -> Decision:
     """An exit point: nobody is ever locked in."""
-    if credential is not None:
-        first = _first(credential)
-        return Decision(
-            Verdict.GRANTED,
-            credential=credential.id,
-            holder=None if first is None else first.holder,
-            person=person_of(first, credential),
-        )
-    if at.point.unknown_at_exit_open:
-        return Decision(Verdict.GRANTED)
-    return Decision(Verdict.UNKNOWN_CREDENTIAL)
+    if credential is None:
+        return Decision(Verdict.GRANTED if at.point.unknown_at_exit_open else Verdict.UNKNOWN_CREDENTIAL)
+    decision = _early(credential, Verdict.GRANTED)
+    earlier = facts.pending.get((at.point.name, str(decision.person)))
+    return decision if earlier is None else _again(earlier, credential)
+
+
+def _early(credential: Credential, verdict: Verdict, detail: str | None = None) -> Decision:
+    """A decision for which no entitlement was asked: it names the first one's holder."""
+    first = _first(credential)
+    return Decision(
+        verdict,
+        detail,
+        credential=credential.id,
+        holder=None if first is None else first.holder,
+        person=person_of(first, credential),
+    )
 
 
 def _enter(
-    facts: Facts, at: PointAt, now: int, credential: Credential, *, closed: bool, busy: bool, stale: bool
+    facts: Facts, at: PointAt, now: int, credential: Credential, closed: bool, busy: bool, stale: bool
 ) -> Decision:
     if credential.state:  # 3
         return _early(credential, Verdict.REVOKED, _CREDENTIAL_DETAIL[CredentialState(credential.state)])
     if stale:  # 4
         return _early(credential, Verdict.SNAPSHOT_STALE)
-    entitlements = credential.entitlements
     agenda = at.agenda
     if not agenda.start <= now < agenda.end:
         agenda.turn(now)
-    came: dict[str, Sequence[Movement]] = {}  # by person, asked for once
-    for entitlement in entitlements:  # 5
+    asked = []
+    for entitlement in credential.entitlements:
         plan = agenda.plan(entitlement.product)
-        if plan is not None and plan.hosts:
-            person = entitlement.holder or person_of(entitlement, credential)
-            movements = came[person] = facts.history.person(person, agenda.since)
-            if movements:
-                guest = _guest(facts, at, now, credential, entitlement, plan, movements, closed=closed)
+        person = entitlement.holder or person_of(entitlement, credential)
+        movements: Sequence[Movement] = NO_MOVEMENTS
+        if plan is not None and plan.asks_person:
+            movements = facts.history.person(person, agenda.since)
+            if movements and plan.hosts:  # 5
+                guest = _guest(facts, at, now, credential, entitlement, plan, movements, closed)
                 if guest is not None:
-                    return _busy(guest) if busy and guest.verdict is Verdict.GRANTED else guest
+                    return _busy(guest) if busy and guest.verdict is _GRANTED else guest
+        asked.append((entitlement, plan, person, movements))
     if facts.pending and not closed:
-        for entitlement in entitlements:
-            person = entitlement.holder or person_of(entitlement, credential)
+        for _, _, person, _ in asked:
             earlier = facts.pending.get((at.point.name, person))
             if earlier is not None:
                 return _again(earlier, credential)
 
     failures: list[Failure] = []
-    for entitlement in entitlements:  # 6
-        passed = _ask(facts, at, now, entitlement, failures, closed=closed)
+    for entitlement, plan, person, movements in asked:  # 6
+        passed = _ask(facts, at, now, entitlement, plan, failures, closed)
         if passed is not None:
-            rule, product, grace, entries = passed
-            person = entitlement.holder or person_of(entitlement, credential)
+            rule, product, grace, left = passed
             decision = Decision(
-                Verdict.GRANTED,
+                _GRANTED,
                 None,
                 (),
                 credential.id,
@@ -215,20 +214,14 @@ def _enter(
                 entitlement.id,
                 product.id,
                 0,
-                rule.left(entitlement, entries, now, spend=not rule.move) if rule.limits else None,
+                left,
                 person,
             )
-            _presence(facts, at, now, rule, product, grace, decision, came.get(person))  # 7, 8
-            return _busy(decision) if busy and decision.verdict is Verdict.GRANTED else decision
+            _presence(facts, at, now, rule, product, grace, decision, movements)  # 7, 8
+            return _busy(decision) if busy and decision.verdict is _GRANTED else decision
     if not failures:
         return _early(credential, Verdict.NO_RIGHT)
-    return _refusal(facts, now, credential, failures, closed=closed)
-
-
-def _early(credential: Credential, verdict: Verdict, detail: str | None = None) -> Decision:
-    """A refusal for which no entitlement was asked: it names the first one's holder."""
-    first = _first(credential)
-    return Decision(verdict, detail, credential=credential.id, holder=None if first is None else first.holder)
+    return _refusal(facts, now, credential, failures, closed)
 
 
 def _busy(decision: Decision) -> Decision:
@@ -243,48 +236,52 @@ def _ask(
     at: PointAt,
     now: int,
     entitlement: Entitlement,
+    plan: Plan | None,
     failures: list[Failure],
-    *,
     closed: bool,
-) -> tuple[RuleAt, Product, bool, Sequence[Movement]] | None:
-    """The first rule of an entitlement that passes a to h, else the failures are noted. For the instant
-    that the point's agenda stands at."""
-    plan = at.agenda.plan(entitlement.product)
-    if plan is None:
-        product = None if entitlement.product is None else facts.world.products.get(entitlement.product)
-        standing = _standing(facts.world.calendar, entitlement, product, now, at.agenda.day)
-        step, verdict, detail = (3, Verdict.NO_RIGHT, None) if isinstance(standing, bool) else standing
-        failures.append(Failure(step, verdict, detail, entitlement, product, None))  # a to d
-        return None
-    product = plan.product
-    standing = _standing(facts.world.calendar, entitlement, product, now, at.agenda.day)
-    if standing is not True and standing is not False:  # a to c
+) -> tuple[RuleAt, Product, bool, int | None] | None:
+    """The first rule of an entitlement that passes a to h, with the product, whether it is grace, and what
+    is left; else the failures are noted. ``plan``: its product's rules here, None where it has none."""
+    world = facts.world
+    product = world.products.get(entitlement.product or "") if plan is None else plan.product
+    standing = _standing(world.calendar, entitlement, product, now, at.agenda.day)
+    if standing is not False and standing is not True:  # a to c
         step, verdict, detail = standing
-        late = plan.rules if verdict is Verdict.NOT_YET_VALID else plan.rules[:1]
-        failures.extend(Failure(step, verdict, detail, entitlement, product, rule) for rule, _ in late)
+        rules = [None] if plan is None else plan.rules
+        failures.extend(Failure(step, verdict, detail, entitlement, product, rule) for rule in rules)
+        return None
+    if plan is None or product is None:  # d
+        failures.append(Failure(3, Verdict.NO_RIGHT, None, entitlement, product, None))
+        return None
+    if not plan.on_time:  # e; where one is on time the others do not come as far as that one
+        failures.extend(
+            Failure(4, Verdict.NOT_AT_THIS_TIME, None, entitlement, product, rule) for rule in plan.rules
+        )
         return None
     movements: Sequence[Movement] | None = None
-    entries: Sequence[Movement] = NO_MOVEMENTS
-    for rule, on_time in plan.rules:
-        if not on_time:  # e
-            failures.append(Failure(4, Verdict.NOT_AT_THIS_TIME, None, entitlement, product, rule))
-            continue
+    for rule in plan.on_time:
         if closed and not rule.bypass_closed:  # f
             failures.append(Failure(5, Verdict.LANE_CLOSED, None, entitlement, product, rule))
             continue
-        if rule.limits or rule.again is not None:
+        left = rule.first_left
+        if rule.counted:
             if movements is None:
                 since = plan.since(entitlement, now) if plan.by_term else plan.reach
                 movements = facts.history.entitlement(entitlement.id, since)
-            entries = rule.entries(movements, now, guests=False) if movements else NO_MOVEMENTS
-            if not rule.move:
-                if entries and rule.soon(entries, now) is not None:  # g
-                    failures.append(Failure(6, Verdict.TOO_SOON, None, entitlement, product, rule))
-                    continue
-                if rule.exhausted(rule.limits, entitlement, entries, now, guests=False):  # h
-                    failures.append(Failure(7, Verdict.LIMIT_REACHED, None, entitlement, product, rule))
-                    continue
-        return rule, product, standing, entries
+            if movements or rule.by_term:
+                entries = rule.entries(movements, now, guests=False)
+                if not rule.move:
+                    if rule.soon(entries, now) is not None:  # g
+                        failures.append(Failure(6, Verdict.TOO_SOON, None, entitlement, product, rule))
+                        continue
+                    if rule.exhausted(rule.limits, entitlement, entries, now, guests=False):  # h
+                        failures.append(Failure(7, Verdict.LIMIT_REACHED, None, entitlement, product, rule))
+                        continue
+                left = rule.left(entitlement, entries, now, spend=not rule.move)
+            elif rule.never:
+                failures.append(Failure(7, Verdict.LIMIT_REACHED, None, entitlement, product, rule))
+                continue
+        return rule, product, standing, left
     return None
 
 
@@ -310,7 +307,7 @@ def _standing(
 
 
 def _refusal(
-    facts: Facts, now: int, credential: Credential, failures: list[Failure], *, closed: bool
+    facts: Facts, now: int, credential: Credential, failures: list[Failure], closed: bool
 ) -> Decision:
     """The verdict of the rule that came furthest; on a tie the one that would work soonest, then the
     first listed."""
@@ -318,7 +315,7 @@ def _refusal(
     tied = [f for f in failures if f.step == furthest]
     chosen, works = tied[0], None
     if chosen.verdict in _TIMED:
-        soonest = [(_works_at(facts, f, now, closed=closed), f) for f in tied]
+        soonest = [(_works_at(facts, f, now, closed), f) for f in tied]
         for opens, failure in soonest:
             if opens is not None and (works is None or opens < works):
                 works, chosen = opens, failure
@@ -333,7 +330,7 @@ def _refusal(
     )
 
 
-def _works_at(facts: Facts, failure: Failure, now: int, *, closed: bool) -> int | None:
+def _works_at(facts: Facts, failure: Failure, now: int, closed: bool) -> int | None:
     rule, entitlement = failure.rule, failure.entitlement
     if rule is None:
         return None
@@ -356,7 +353,6 @@ def _guest(
     entitlement: Entitlement,
     plan: Plan,
     came: Sequence[Movement],
-    *,
     closed: bool,
 ) -> Decision | None:
     """A guest of somebody who has just been let in here, or None where this scan is no guest's.
@@ -376,7 +372,7 @@ def _guest(
     grace = _standing(calendar, entitlement, product, own.at, calendar.day(own.at))
     if not isinstance(grace, bool):
         return None
-    for rule, _ in plan.rules:
+    for rule in plan.rules:
         if rule.guests is None:
             continue
         allowed = rule.guests if entitlement.guests is None else entitlement.guests
@@ -406,7 +402,7 @@ def _guest(
             left=rule.left(entitlement, entries, now, spend=False, entered=own.at) if rule.limits else None,
             person=person_of(entitlement, credential),
         )
-        if not rule.bypass_capacity and _full(facts, at.capacities, now):  # 8
+        if not rule.bypass_capacity and facts.occupancy.full(at.capacities, now):  # 8
             decision.verdict, decision.flags, decision.left = Verdict.AREA_FULL, (), None
             decision.guest = 0
         return decision
@@ -430,33 +426,27 @@ def _presence(
     product: Product,
     grace: bool,
     decision: Decision,
-    movements: Sequence[Movement] | None,
+    movements: Sequence[Movement],
 ) -> None:
     """Steps 7 and 8 for somebody whose rule has passed; the decision is changed where they say otherwise.
-
-    ``movements``: the person's, where they have been asked for already.
-    """
-    asks_capacity = at.capacities_holder and not rule.bypass_capacity
+    ``movements`` are the person's."""
+    capacities = () if rule.bypass_capacity else at.capacities_holder
     passback = False
-    if rule.asks_presence or asks_capacity:
-        if movements is None:
-            movements = facts.history.person(str(decision.person), at.agenda.since)
-        world, point, capacities = facts.world, at.point, at.capacities_holder
-        if movements:
-            here = stay(world, movements, facts.cleared, now)
-            if rule.asks_presence and is_in(world, here, point.to, now):
-                passback = point.anti_passback is not AntiPassback.TIMED or (
-                    (last := _last_entry(at, movements, now)) is not None
-                    and now - last < point.anti_passback_time
-                )
-                if passback and point.anti_passback is not AntiPassback.SOFT:
-                    decision.verdict, decision.left = Verdict.PASSBACK, None
-                    return
-            capacities = tuple(c for c in capacities if not is_in(world, here, c[0], now))
-        if asks_capacity and _full(facts, capacities, now):
-            decision.verdict, decision.left = Verdict.AREA_FULL, None
-            return
-    if grace or passback or product.attention:
+    if movements:
+        world, point = facts.world, at.point
+        here = stay(world, movements, facts.cleared, now)
+        if rule.asks_presence and is_in(world, here, point.to, now):
+            passback = point.anti_passback is not AntiPassback.TIMED or (
+                (last := _last_entry(at, movements, now)) is not None
+                and now - last < point.anti_passback_time
+            )
+            if passback and point.anti_passback is not AntiPassback.SOFT:
+                decision.verdict, decision.left = Verdict.PASSBACK, None
+                return
+        capacities = tuple(c for c in capacities if not is_in(world, here, c[0], now))
+    if capacities and facts.occupancy.full(capacities, now):
+        decision.verdict, decision.left = Verdict.AREA_FULL, None
+    elif grace or passback or product.attention:
         flags = (("grace",) if grace else ()) + (("passback",) if passback else ())
         decision.flags = flags + (("attention",) if product.attention else ())
 
@@ -474,13 +464,6 @@ def _last_entry(at: PointAt, movements: Sequence[Movement], now: int) -> int | N
         ),
         default=None,
     )
-
-
-def _full(facts: Facts, capacities: Sequence[tuple[str, int]], now: int) -> bool:
-    for area, capacity in capacities:  # noqa: SIM110 - a generator costs as much as the count itself
-        if facts.occupancy.count(area, now) >= capacity:
-            return True
-    return False
 
 
 Find = Callable[[bytes], Credential | None]

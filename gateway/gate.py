@@ -330,21 +330,10 @@ class Gate:
 
     def judge(self, at: PointAt, payload: bytes, now: int, *, suspect: bool = False) -> Decision:
         """The decision, changing nothing."""
-        code = is_code(payload)
-        snapshot = self._snapshot
-        credential = snapshot.find(payload) if snapshot is not None and code is not None else None
-        lane = self.lanes[at.point.lane].lane
-        return decide(
-            self.facts,
-            at,
-            now,
-            code is not None,
-            credential,
-            mode=lane.mode,
-            busy=lane.busy,
-            stale=self.stale,
-            suspect=suspect,
-        )
+        snapshot, lane = self._snapshot, self.lanes[at.point.lane].lane
+        ok = is_code(payload)
+        credential = snapshot.find(payload) if ok and snapshot is not None else None
+        return decide(self.facts, at, now, ok, credential, lane.mode, lane.busy, self.stale, suspect)
 
     def _event(self, scan: Scan, at: PointAt, decision: Decision, now: int) -> AccessEvent:
         return AccessEvent(

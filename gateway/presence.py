@@ -8,9 +8,8 @@ people) likewise. Pure: time and movements are arguments.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from heapq import heappop, heappush
 from typing import NamedTuple
 
 from gateway.model import OUTSIDE, Movement, Passage
@@ -24,6 +23,7 @@ class Stay(NamedTuple):
     until: int
 
 
+_NEVER = 1 << 62
 NOWHERE = Stay(OUTSIDE, 0)
 
 
@@ -68,49 +68,82 @@ def is_in(world: World, here: Stay, area: str, at: int) -> bool:
     return here.until > at and here.area in world.areas[area].down
 
 
-@dataclass(slots=True)
+class _Tally:
+    """How many there are, by the instant at which they lapse. ``total`` is kept, for every scan asks it."""
+
+    __slots__ = ("_by_until", "_order", "total")
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._by_until: dict[int, int] = {}
+        self._order: list[int] = []
+        """The instants as a heap. One of which nobody is left stays until its turn: none is in it twice."""
+
+    def add(self, until: int, n: int) -> None:
+        """``n`` more or fewer who lapse then, never fewer than none."""
+        there = self._by_until.get(until)
+        if there is None:
+            there = 0
+            heappush(self._order, until)
+        n = max(n, -there)
+        self._by_until[until] = there + n
+        self.total += n
+
+    def lapse(self, now: int) -> None:
+        order = self._order
+        while order and order[0] <= now:
+            self.total -= self._by_until.pop(heappop(order))
+
+    def next(self) -> int:
+        """The earliest instant at which something lapses."""
+        return self._order[0] if self._order else _NEVER
+
+    def take(self) -> int | None:
+        """Take out the one that would lapse first; when it would have, None where there is none."""
+        while self.total:
+            first = self._order[0]
+            if self._by_until[first]:
+                self.add(first, -1)
+                return first
+            del self._by_until[heappop(self._order)]
+        return None
+
+    def take_all(self, gone: _Tally) -> None:
+        """Take out as many as are in the other."""
+        for until, n in gone._by_until.items():
+            self.add(until, -n)
+
+    def clear(self) -> None:
+        self.total = 0
+        self._by_until.clear()
+        self._order.clear()
+
+
 class _Heads:
-    """Counts of one area by the instant at which they lapse."""
+    """Who is in one area."""
 
-    holders: Counter[int]
-    heads: Counter[int]
-    missing: int = 0
-    """Holders whom an unknown at the exit took out of the count: never more than are there."""
-    lapses: int = 1 << 62
-    """The earliest instant at which something lapses."""
+    __slots__ = ("heads", "holders", "lapses", "missing")
 
-    def add(self, which: Counter[int], until: int, n: int) -> None:
-        which[until] += n
-        if which[until] <= 0:
-            del which[until]
-        if self.missing:
-            self.missing = min(self.missing, self.holders.total())
+    def __init__(self) -> None:
+        self.holders = _Tally()
+        self.heads = _Tally()
+        self.missing = 0
+        """Holders whom an unknown at the exit took out of the count: never more than are there."""
+        self.lapses = _NEVER
+        """The earliest instant at which something lapses."""
+
+    def add(self, which: _Tally, until: int, n: int) -> None:
+        which.add(until, n)
+        if self.missing > self.holders.total:
+            self.missing = self.holders.total
         if until < self.lapses:
             self.lapses = until
 
     def advance(self, now: int) -> None:
-        if now < self.lapses:
-            return
-        counters = (self.holders, self.heads)
-        for which in counters:
-            for until in [u for u in which if u <= now]:
-                del which[until]
-        self.missing = min(self.missing, self.holders.total())
-        self.lapses = min((until for which in counters for until in which), default=1 << 62)
-
-    def count(self) -> int:
-        return sum(self.holders.values()) + sum(self.heads.values()) - self.missing
-
-
-def _take_one(which: Counter[int]) -> int | None:
-    """Take out the one that would lapse first; when it would have, None where there is none."""
-    if not which:
-        return None
-    first = min(which)
-    which[first] -= 1
-    if not which[first]:
-        del which[first]
-    return first
+        self.holders.lapse(now)
+        self.heads.lapse(now)
+        self.missing = min(self.missing, self.holders.total)
+        self.lapses = min(self.holders.next(), self.heads.next())
 
 
 Taken = list[tuple[str, int | None]]
@@ -128,13 +161,25 @@ class Occupancy:
     def _at(self, area: str, now: int) -> _Heads:
         found = self._areas.get(area)
         if found is None:
-            found = self._areas[area] = _Heads(Counter(), Counter())
-        found.advance(now)
+            found = self._areas[area] = _Heads()
+        if now >= found.lapses:
+            found.advance(now)
         return found
+
+    def full(self, capacities: Iterable[tuple[str, int]], now: int) -> bool:
+        """Whether one of these areas holds as many as it may."""
+        for area, capacity in capacities:
+            here = self._areas.get(area) or self._at(area, now)
+            if now >= here.lapses:
+                here.advance(now)
+            if here.holders.total + here.heads.total - here.missing >= capacity:
+                return True
+        return False
 
     def count(self, area: str, now: int) -> int:
         """How many are in the area, those whose entry is pending included."""
-        return self._at(area, now).count()
+        here = self._at(area, now)
+        return here.holders.total + here.heads.total - here.missing
 
     def move(self, before: Stay, after: Stay, now: int) -> None:
         """A holder's presence changes."""
@@ -162,9 +207,9 @@ class Occupancy:
                 continue
             here = self._at(area, now)
             for _ in range(heads):
-                if (lapses := _take_one(here.heads)) is not None:
+                if (lapses := here.heads.take()) is not None:
                     taken.append((area, lapses))
-                elif here.missing < here.holders.total():
+                elif here.missing < here.holders.total:
                     here.missing += 1
                     taken.append((area, None))
         for area in up_to:
@@ -179,7 +224,7 @@ class Occupancy:
         until = ends(self._world, to, at) if to != OUTSIDE else 0
         for area in self._world.areas[to].up:
             here = self._at(area, now)
-            if area not in up_from and here.heads[until] > 0:
+            if area not in up_from and until > now:
                 here.add(here.heads, until, -1)
         self.give_back(taken, now)
 
@@ -193,7 +238,7 @@ class Occupancy:
             for area in world.areas[from_].up
             if area not in world.areas[to].up
             and not is_in(world, before, area, at)
-            and (lapses := _take_one(self._at(area, now).heads)) is not None
+            and (lapses := self._at(area, now).heads.take()) is not None
         ]
 
     def give_back(self, taken: Taken, now: int) -> None:
@@ -210,9 +255,9 @@ class Occupancy:
         gone = self._at(area, now)
         for around in self._world.areas[area].up[1:]:
             here = self._at(around, now)
-            here.holders -= gone.holders
-            here.heads -= gone.heads
-            here.missing = max(0, min(here.missing - gone.missing, here.holders.total()))
+            here.holders.take_all(gone.holders)
+            here.heads.take_all(gone.heads)
+            here.missing = max(0, min(here.missing - gone.missing, here.holders.total))
         for inner in self._world.areas[area].down:
             emptied = self._at(inner, now)
             emptied.holders.clear()

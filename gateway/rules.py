@@ -117,7 +117,6 @@ class RuleAt:
     __slots__ = (
         "_calendar",
         "_exclusive",
-        "_fresh",
         "_inside",
         "_plain",
         "_spans",
@@ -126,16 +125,19 @@ class RuleAt:
         "by_term",
         "bypass_capacity",
         "bypass_closed",
+        "counted",
         "days",
         "during",
         "early",
         "end",
         "except_",
+        "first_left",
         "guest_limits",
         "guests",
         "hours",
         "limits",
         "move",
+        "never",
         "start",
     )
 
@@ -162,8 +164,11 @@ class RuleAt:
         self._exclusive = tuple(s for s, exclusive in here if exclusive and s.tag != rule.during)
         self.again = None if rule.again_after_minutes is None else rule.again_after_minutes * MINUTE
         self.limits = rule.limits
-        self._fresh = min((limit.max or 0 for limit in rule.limits if limit.minutes is None), default=None)
+        self.counted = self.again is not None or bool(self.limits)
         self.by_term = any(limit.per is Per.TERM for limit in rule.limits)
+        most = min((limit.max or 0 for limit in rule.limits if limit.minutes is None), default=None)
+        self.never = most is not None and most <= 0 and not self.move
+        self.first_left = None if most is None else max(most - (not self.move), 0)
         self.guests = rule.guests
         self.guest_limits = rule.guest_limits
         self.asks_presence = (
@@ -183,6 +188,10 @@ class RuleAt:
 
     def _is_inside(self, area: str) -> bool:
         return area != OUTSIDE if self._inside is None else area in self._inside
+
+    # counted: judging needs the entitlement's movements.
+    # by_term: one of the limits is by term, so that the entitlement may state its own number of entries.
+    # never, first_left: what a limit says (step h, and ``left``) where nothing has been used, but by term.
 
     # --- e: the time ---------------------------------------------------------------------------
 
@@ -313,8 +322,6 @@ class RuleAt:
         entered: int | None = None,
     ) -> bool:
         """Step h: whether any of these limits allows nothing more."""
-        if not entries and limits is self.limits and not self._own_number(entitlement):
-            return self._fresh is not None and self._fresh <= 0
         for limit in limits:
             left = self.remaining(limit, entitlement, entries, at, guests=guests, entered=entered)
             if left is not None and left <= 0:
@@ -331,10 +338,7 @@ class RuleAt:
         entered: int | None = None,
     ) -> int | None:
         """What remains of the tightest ``max`` after this entry (``spend``), None without one."""
-        tightest = self._fresh
-        if not entries and not self._own_number(entitlement):
-            return None if tightest is None else max(tightest - spend, 0)
-        tightest = None
+        tightest: int | None = None
         for limit in self.limits:
             if limit.max is None:
                 continue
@@ -350,10 +354,6 @@ class RuleAt:
                 left -= 1
             tightest = left if tightest is None else min(tightest, left)
         return None if tightest is None else max(tightest, 0)
-
-    def _own_number(self, entitlement: Entitlement) -> bool:
-        """Whether the entitlement states its own ``entries`` instead of the rule's ``max``."""
-        return self.by_term and entitlement.entries is not None
 
     # --- when it would pass ------------------------------------------------------------------------
 
@@ -546,7 +546,7 @@ class World:
             tuple((a, c) for a, c in limited if a not in from_.up),
             limited,
             rules,
-            Agenda(self.calendar, self.products, rules, areas.longest_presence),
+            Agenda(self.calendar, self.products, rules, areas.longest_presence, bool(limited)),
         )
 
     def presence_since(self, at: int) -> int:

@@ -66,7 +66,8 @@ class Prepared:
     steps: list[_Put | _Inactivate] = field(default_factory=list)
     bad: list[BadRecord] = field(default_factory=list)
     unknown_kinds: Counter[str] = field(default_factory=Counter)
-    blocks: bool = False
+    blocks: list[bytes] = field(default_factory=list)
+    """The keys of holders who become blocked (``rows.blocked_key``)."""
     uses: bool = False
 
 
@@ -84,7 +85,8 @@ def prepare(batch: Sequence[JsonObject], key: CodeKey) -> Prepared:
             _set_aside(prepared, index, obj, error, key)
             continue
         prepared.steps.append(step)
-        prepared.blocks |= isinstance(record, Holder) and record.blocked
+        if isinstance(record, Holder) and record.blocked:
+            prepared.blocks.append(rows.blocked_key(record.id))
         prepared.uses |= isinstance(record, Movement)
     return prepared
 
