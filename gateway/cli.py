@@ -73,6 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _wrong(
             f"{error.filename or 'permission'}: {error.strerror}; run it as root or as the gate's user"
         )
+    except TimeoutError:
+        return _wrong("the gate does not answer; see the journal: journalctl -u gateway")
     except BrokenPipeError:
         # Whoever read our output has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -295,7 +297,7 @@ def _lines(name: str) -> Iterator[tuple[IO[bytes], int | None]]:
 
 def _check(options: argparse.Namespace) -> int:
     config = load(options.config)
-    code = sys.stdin.readline().rstrip("\r\n") if options.code == "-" else options.code
+    code = _first_line() if options.code == "-" else options.code
     if not code.isprintable() and any("\ud800" <= c <= "\udfff" for c in code):
         raise UsageError("CODE is not UTF-8; such a payload is always malformed")
     try:
@@ -305,6 +307,11 @@ def _check(options: argparse.Namespace) -> int:
         answer = _check_alone(config, code, options.point, options.at)
     _put(answer)
     return GRANTED if answer["verdict"] == "granted" else DENIED
+
+
+def _first_line() -> str:
+    """Of standard input; what is not UTF-8 comes as it does in arguments."""
+    return sys.stdin.buffer.readline().decode(errors="surrogateescape").rstrip("\r\n")
 
 
 def _check_alone(config: Config, code: str, point: str, at: str | None) -> dict[str, Any]:
@@ -339,16 +346,19 @@ def _replay(options: argparse.Namespace) -> int:
 
 def _ledger(options: argparse.Namespace) -> int:
     config = load(options.config)
-    since = options.since
+    since, gone = options.since, False
     while True:
         try:
             with closing(_admin(config)) as gate:
+                gone = False
                 for event in _from_gate(gate, since, options):
                     _put(event)
                     since = max(since, event.get("seq", since))
         except control.NoGate:
             if options.follow and since > options.since:
-                _say("gateway: the gate is gone; waiting for it")
+                if not gone:
+                    _say("gateway: the gate is gone; waiting for it")
+                gone = True
             else:
                 for event in _from_file(config, since, options):
                     _put(event)

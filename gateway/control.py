@@ -334,7 +334,10 @@ class Client:
             raise
 
     def _read(self) -> dict[str, Any]:
-        line = self._file.readline(64 * MAX_LINE)
+        try:
+            line = self._file.readline(64 * MAX_LINE)
+        except ConnectionError as error:
+            raise NoGate("the gate closed the connection") from error
         if not line.endswith(b"\n"):
             raise NoGate("the gate closed the connection")
         message: dict[str, Any] = orjson.loads(line)
@@ -349,7 +352,10 @@ class Client:
         """
         self._id += 1
         request = {"id": self._id, "call": name, **{k: v for k, v in arguments.items() if v is not None}}
-        self._socket.sendall(orjson.dumps(request) + b"\n")
+        try:
+            self._socket.sendall(orjson.dumps(request) + b"\n")
+        except ConnectionError as error:
+            raise NoGate("the gate closed the connection") from error
         while True:
             answer = self._read()
             if answer.get("id") != self._id:
