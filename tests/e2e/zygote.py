@@ -36,7 +36,7 @@ def _child(arguments: list[str], files: list[str], environment: dict[str, str], 
         opened = os.open(path, flag, 0o600)
         os.dup2(opened, fd)
         os.close(opened)
-    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
     status = 70
     try:
         status = gateway.cli.main(arguments)
