@@ -374,6 +374,7 @@ class Client:
                 yield message["verdict"]
 
     def close(self) -> None:
+        self._file.close()
         self._socket.close()
 
     def __enter__(self) -> Client:
