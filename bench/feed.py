@@ -20,7 +20,7 @@ from bench.row import WORK
 
 VENUE = b'{"kind":"venue","timezone":"Europe/Berlin","day_starts":"04:00","language":"de"}\n'
 AREAS = (
-    b'{"kind":"area","id":"hall","name":{"de":"Halle","en":"Hall"},"capacity":100000}\n'
+    b'{"kind":"area","id":"hall","name":{"de":"Halle","en":"Hall"},"capacity":1000000}\n'
     b'{"kind":"area","id":"exh","name":{"de":"Ausstellung","en":"Exhibition"},"within":"hall"}\n'
 )
 EVENT = (
@@ -38,7 +38,7 @@ PRODUCTS = tuple(HOURS)
 NOON = int(datetime(2026, 11, 18, 12, tzinfo=ZoneInfo("Europe/Berlin")).timestamp()) * 1_000_000
 """A Wednesday on which every card that is not lost or blocked is let in, in microseconds."""
 
-_VERSION = 3
+_VERSION = 4
 """Goes up when the feed changes, so that old snapshots under ``bench/.work`` are built anew."""
 
 
@@ -127,7 +127,7 @@ def _card(card: int, holders: bool) -> list[bytes]:
         f'"entitlements":["E{card:08d}"]}}\n'.encode(),
         f'{{"kind":"entitlement","id":"E{card:08d}","product":"{PRODUCTS[card % len(PRODUCTS)]}",'
         f'"holder":"H{card:08d}","valid_from":"2026-01-{card % 28 + 1:02d}",'
-        f'"valid_until":"2027-12-{card % 28 + 1:02d}","state":"active"}}\n'.encode(),
+        f'"valid_until":"2099-12-{card % 28 + 1:02d}","state":"active"}}\n'.encode(),
     ]
     if holders:
         blocked = "blocked" if card % 1009 == 0 else "active"
