@@ -32,7 +32,9 @@ SECONDS = 6.0
 TO_REACH = 15_000
 
 
-def load(ptys: list[int], ledger: Path, first: int, outstanding: int, seconds: float, out: Connection) -> None:
+def load(
+    ptys: list[int], ledger: Path, first: int, outstanding: int, seconds: float, out: Connection
+) -> None:
     """The load process: types for so many seconds, then waits for the last answers.
 
     Sends (scans sent by each reader, scans answered, seconds). Cards are dealt from ``first`` on.
