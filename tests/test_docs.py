@@ -417,7 +417,17 @@ def test_every_call_of_an_administrator_answers_as_described(tmp_path: Path) -> 
     lost = {"kind": "credential", "id": "C1", "code": "8K2MPX4T7Q", "state": "lost", "entitlements": ["E1"]}
     with running(tmp_path) as gate:
         assert set(gate.hello) == {"gateway", "version", "epoch", "protocol", "role"}
-        described = {"gateway", "version", "clock", "lanes", "readers", "areas", "snapshot", "ledger"}
+        described = {
+            "gateway",
+            "version",
+            "clock",
+            "lanes",
+            "readers",
+            "inputs",
+            "areas",
+            "snapshot",
+            "ledger",
+        }
         assert set(gate.call("status")) == described
         assert "gateway_build_info" in gate.call("metrics")["text"]
         check = {"code": "8K2MPX4T7Q", "point": "north-in", "at": "2026-11-21T10:00:00+01:00"}
