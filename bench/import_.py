@@ -1,14 +1,13 @@
 """Import of a million records, validated, against orjson.loads of the same lines.
 
-``python bench/import_.py [--records 1000000]``. The floor is taken in the same process, some thousand lines
-ahead of the import, so that both see the same machine; its time is not counted as the import's. To reach:
-at most 8 times the floor, at least 100,000 records a second, peak RSS 150 MB.
+The floor is taken in the same process, some thousand lines ahead of the import, so that both see the same
+machine; its time is not counted as the import's.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
+import json
 import resource
 import shutil
 import subprocess
@@ -18,20 +17,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-sys.path.insert(0, str(HERE))
+from bench import feed
+from bench.row import WORK, Row, run_alone
 
-import feed  # noqa: E402
-
-WORK = HERE / ".work"
-
-
+RECORDS, ROUNDS = 1_000_000, 3
 CHUNK = 5000
 
 
-def measured(path: Path, data_dir: Path) -> tuple[float, float]:
-    """(seconds of orjson.loads alone, seconds of the import)."""
+def imported(path: Path, data_dir: Path) -> dict[str, float]:
+    """Seconds of orjson.loads alone and of the import, and this process's peak memory in MB."""
     import orjson
 
     from gateway.cache.build import build
@@ -51,45 +45,54 @@ def measured(path: Path, data_dir: Path) -> tuple[float, float]:
     began = time.perf_counter()
     with path.open("rb") as file:
         build(data_dir, lines(file), source=path.name)
-    return floor, time.perf_counter() - began - floor
+    took = time.perf_counter() - began - floor
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    return {"floor": floor, "import": took, "peak": peak}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--records", type=int, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--measure", type=Path, nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.measure:
-        print(*measured(*args.measure))
-        return
-
-    WORK.mkdir(exist_ok=True)
-    path = WORK / f"import-{args.records}.ndjson"
-    data_dir = WORK / "import"
-    records = feed.write_feed(path, args.records // 3)
+def run(quick: bool) -> list[Row]:
+    cards = (RECORDS // 10 if quick else RECORDS) // 3
+    WORK.mkdir(parents=True, exist_ok=True)
+    path, data_dir = WORK / "import.ndjson", WORK / "import"
+    records = feed.write_feed(path, cards)
     rounds = []
-    for _ in range(args.rounds):
+    for _ in range(1 if quick else ROUNDS):
         shutil.rmtree(data_dir, ignore_errors=True)
-        command = [sys.executable, __file__, "--measure", str(path), str(data_dir)]
-        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        floor, seconds = map(float, out.split())
-        rounds.append((seconds / floor, floor, seconds))
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        command = [sys.executable, "-m", "bench.import_", "--measure", str(path), str(data_dir)]
+        out = subprocess.run(command, cwd=WORK.parents[1], check=True, capture_output=True, text=True).stdout
+        rounds.append(json.loads(out))
     size = sum(file.stat().st_size for file in data_dir.glob("*.mdb"))
     shutil.rmtree(data_dir)
     path.unlink()
 
-    ratio, floor, seconds = sorted(rounds)[len(rounds) // 2]
-    ratios = ", ".join(f"{each[0]:.2f}" for each in rounds)
-    print(f"import of {records} records, the median of {args.rounds} rounds")
-    print(f"  orjson.loads of the lines  {floor:8.2f} s   {floor / records * 1e6:6.2f} µs a record")
-    print(f"  validated import           {seconds:8.2f} s   {seconds / records * 1e6:6.2f} µs a record")
-    print(f"  ratio       {ratio:8.2f}        to reach: at most 8 (rounds: {ratios})")
-    print(f"  records/s   {records / seconds:8.0f}        to reach: at least 100,000")
-    print(f"  peak RSS    {peak:8.1f} MB     to reach: at most 150 MB")
-    print(f"  snapshot    {size / 1e6:8.1f} MB     {size / (records / 3):.0f} bytes a card")
+    one = sorted(rounds, key=lambda each: each["import"] / each["floor"])[len(rounds) // 2]
+    ratio, rate = one["import"] / one["floor"], records / one["import"]
+    peak = max(each["peak"] for each in rounds)
+    what = f"import of {records:,} records"
+    each = ", ".join(f"{r['import'] / r['floor']:.2f}" for r in rounds)
+    return [
+        Row(
+            f"{what}, validated (rounds: {each})",
+            f"{one['floor']:.2f} s",
+            f"{one['import']:.2f} s",
+            ratio,
+            "at most 8 x",
+            ratio <= 8,
+        ),
+        Row(
+            f"{what}, records a second ({size / cards:.0f} bytes a card)",
+            "-",
+            f"{rate:,.0f}",
+            None,
+            "at least 100,000",
+            rate >= 100_000,
+        ),
+        Row(f"{what}, peak RSS", "-", f"{peak:.0f} MB", None, "at most 150 MB", peak <= 150),
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    if "--measure" in sys.argv:
+        print(json.dumps(imported(Path(sys.argv[2]), Path(sys.argv[3]))))
+    else:
+        run_alone("import_", __doc__, run)
