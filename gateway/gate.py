@@ -41,7 +41,7 @@ from gateway.model import (
     Verdict,
 )
 from gateway.rules import PointAt, World
-from gateway.turnstile.lane import Action, Forced, Hold, Lane, Pulse, Settled
+from gateway.turnstile.lane import Action, Hold, Lane, Pulse, Settled
 
 _RECENT = 256
 """Codes remembered per reader for repeats: the last ones, for each scan goes to the end."""
@@ -263,13 +263,12 @@ class Gate:
             )
             for r in config.readers
         }
-        self._scans = {(p, v): metrics.scans.labels(p, v) for p in world.points for v in Verdict}
+        self._scans = metrics.scans.counts
+        self._scans.update({(p, v): 0 for p in world.points for v in Verdict})
         self._repeats = {r: metrics.repeats.labels(r) for r in self.readers}
-        self._passages = {
-            (lane, p): metrics.passages.labels(lane, p)
-            for lane in self.lanes
-            for p in (Passage.TAKEN, Passage.ASSUMED, Passage.NOT_TAKEN, Passage.FORCED)
-        }
+        self._passages = metrics.passages.counts
+        outcomes = (Passage.TAKEN, Passage.ASSUMED, Passage.NOT_TAKEN, Passage.FORCED)
+        self._passages.update({(lane, p): 0 for lane in self.lanes for p in outcomes})
         for lane in self.lanes.values():
             self._show(lane)
 
@@ -317,7 +316,7 @@ class Gate:
         started = perf_counter()
         decision = self.judge(at, scan.payload, now, suspect=self.clock.suspect)
         self.metrics.decision.observe(perf_counter() - started)
-        self._scans[at.point.name, decision.verdict].inc()
+        self._scans[at.point.name, decision.verdict] += 1
         if decision.verdict is Verdict.GRANTED:
             self._grant(scan, at, decision, now)
         else:
@@ -404,16 +403,15 @@ class Gate:
 
     def _perform(self, lane: LaneAt, actions: Sequence[Action[GrantAt]], now: int) -> None:
         for action in actions:
-            match action:
-                case Pulse(grant):
-                    lane.asked.append(grant)
-                    lane.relay.pulse(lane.config.pulse)
-                case Hold(on):
-                    lane.relay.hold(on)
-                case Settled(grant, passage):
-                    self._settle(lane, grant, passage, now)
-                case Forced(direction):
-                    self._forced(lane, direction, now)
+            if isinstance(action, Pulse):
+                lane.asked.append(action.grant)
+                lane.relay.pulse(lane.config.pulse)
+            elif isinstance(action, Settled):
+                self._settle(lane, action.grant, action.passage, now)
+            elif isinstance(action, Hold):
+                lane.relay.hold(action.on)
+            else:
+                self._forced(lane, action.direction, now)
         due = lane.lane.next_deadline
         if due is not None:
             self.on_deadline(due)
@@ -474,7 +472,7 @@ class Gate:
         self.crowd.apply(movement, now)
 
     def _count_passage(self, lane: LaneAt, passage: Passage) -> None:
-        self._passages[lane.config.name, passage].inc()
+        self._passages[lane.config.name, passage] += 1
 
     # --- the lanes ---------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
@@ -47,14 +47,27 @@ class Times(Collector):
         yield HistogramMetricFamily(self._name, self._help, buckets=buckets, sum_value=self._sum)
 
 
+class Tally(Collector):
+    """A counter with labels, likewise: whoever counts adds to ``counts``, by the labels' values."""
+
+    def __init__(self, name: str, help_: str, labels: Sequence[str], *, registry: CollectorRegistry) -> None:
+        self.counts: dict[tuple[str, ...], int] = {}
+        self._name, self._help, self._labels = name, help_, labels
+        registry.register(self)
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        family = CounterMetricFamily(self._name, self._help, labels=self._labels)
+        for labels, count in self.counts.items():
+            family.add_metric([*map(str, labels)], count)
+        yield family
+
+
 class Metrics:
     """The gate's registry. Without process and platform collectors: the sync exports its own beside it."""
 
     def __init__(self) -> None:
         r = self.registry = CollectorRegistry()
-        self.scans = Counter(
-            "gateway_scans_total", "Scans judged, by verdict.", ["point", "verdict"], registry=r
-        )
+        self.scans = Tally("gateway_scans", "Scans judged, by verdict.", ["point", "verdict"], registry=r)
         self.repeats = Counter(
             "gateway_repeats_total", "Scans of a code held before the reader.", ["reader"], registry=r
         )
@@ -67,8 +80,8 @@ class Metrics:
             buckets=_MILLI,
             registry=r,
         )
-        self.passages = Counter(
-            "gateway_passages_total",
+        self.passages = Tally(
+            "gateway_passages",
             "What became of grants, and forced passages.",
             ["lane", "outcome"],
             registry=r,

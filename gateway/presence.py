@@ -186,12 +186,15 @@ class Occupancy:
         if before == after:
             return
         # First in, then out: who is seen again does not settle who it was that left unseen.
-        for here, n in ((after, 1), (before, -1)):
-            if here.until <= now:
-                continue
-            for area in self._world.areas[here.area].up:
-                heads = self._at(area, now)
-                heads.add(heads.holders, here.until, n)
+        if after.until > now:
+            self._add(after, 1, now)
+        if before.until > now:
+            self._add(before, -1, now)
+
+    def _add(self, here: Stay, n: int, now: int) -> None:
+        for area in self._world.areas[here.area].up:
+            heads = self._at(area, now)
+            heads.add(heads.holders, here.until, n)
 
     def head(self, from_: str, to: str, at: int, now: int, heads: int = 1) -> Taken:
         """Guests or unknown people go through: out of the areas left, into those entered.

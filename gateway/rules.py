@@ -53,36 +53,37 @@ class AreaAt:
     """How long presence lasts, microseconds; None: until the venue day ends."""
 
 
-class Areas:
+class Areas(dict[str, AreaAt]):
     """The tree of areas. An area that no record describes is an area without capacity."""
 
     def __init__(self, areas: Iterable[Area]) -> None:
         records = {area.id: area for area in areas}
         ups = {id_: _chain(id_, records) for id_ in records}
-        self._known = {
-            id_: AreaAt(
+        super().__init__(
+            (
                 id_,
-                up,
-                frozenset(other for other, chain in ups.items() if id_ in chain),
-                records[id_].capacity,
-                None if (h := records[id_].presence_hours) is None else round(h * HOUR),
+                AreaAt(
+                    id_,
+                    up,
+                    frozenset(other for other, chain in ups.items() if id_ in chain),
+                    records[id_].capacity,
+                    None if (h := records[id_].presence_hours) is None else round(h * HOUR),
+                ),
             )
             for id_, up in ups.items()
-        }
-        self.longest_presence = max((a.presence or 0 for a in self._known.values()), default=0)
-        self._known[OUTSIDE] = AreaAt(OUTSIDE, (), frozenset((OUTSIDE,)), None, None)
+        )
+        self.longest_presence = max((a.presence or 0 for a in self.values()), default=0)
+        self[OUTSIDE] = AreaAt(OUTSIDE, (), frozenset((OUTSIDE,)), None, None)
 
-    def __getitem__(self, id_: str) -> AreaAt:
-        found = self._known.get(id_)
-        if found is None:
-            # Named only as another's ``within``, by a point or by a usage record.
-            down = {id_} | {a.id for a in self._known.values() if id_ in a.up}
-            found = self._known[id_] = AreaAt(id_, (id_,), frozenset(down), None, None)
+    def __missing__(self, id_: str) -> AreaAt:
+        # Named only as another's ``within``, by a point or by a usage record.
+        down = {id_} | {a.id for a in self.values() if id_ in a.up}
+        found = self[id_] = AreaAt(id_, (id_,), frozenset(down), None, None)
         return found
 
     def known(self) -> list[str]:
         """Every area that a record describes or a point leads to, without the street."""
-        return [a for a in self._known if a != OUTSIDE]
+        return [a for a in self if a != OUTSIDE]
 
     def inside(self, areas: Iterable[str]) -> frozenset[str]:
         """These areas and all that lie within them."""

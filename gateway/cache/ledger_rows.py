@@ -39,20 +39,20 @@ class DamagedRow(sqlite3.DatabaseError):
     """A row holds what was never written there."""
 
 
-def _plain(value: str | None) -> str | None:
-    """The exact ``str`` of an enum's value: sqlite3 binds those without looking for an adapter."""
-    return value if value is None or type(value) is str else str.__str__(value)
+_text = str.__str__
+"""The exact ``str`` of an enum's value: sqlite3 binds those without looking for an adapter."""
 
 
 def event_row(event: AccessEvent) -> EventRow:
     """The event as it is now, so that what happens to it later is not written early."""
+    verdict, passage = event.verdict, event.passage
     return (
         event.at,
-        str.__str__(event.kind),
+        _text(event.kind),
         event.point,
         event.lane,
         event.reader,
-        _plain(event.verdict),
+        None if verdict is None else _text(verdict),
         event.detail,
         ",".join(event.flags) if event.flags else None,
         event.credential,
@@ -63,8 +63,8 @@ def event_row(event: AccessEvent) -> EventRow:
         event.left,
         event.from_,
         event.to,
-        _plain(event.passage),
-        _plain(event.by),
+        None if passage is None else _text(passage),
+        event.by,
     )
 
 
@@ -120,7 +120,7 @@ def movement_row(movement: Movement) -> MovementRow:
         movement.entitlement,
         movement.guest,
         movement.entries,
-        str.__str__(movement.passage),
+        _text(movement.passage),
         1 if movement.closed else 0,
     )
 

@@ -227,10 +227,12 @@ class Lane(Generic[G]):
     @property
     def next_deadline(self) -> int | None:
         """The earliest time at which ``tick`` has something to do; None: nothing until something happens."""
+        if not self._open:
+            return self._ready_at
         times = [entry.deadline + 1 for entry in self._open]
-        if self._ready_at is not None and (not self._open or self._policy == "refuse"):
+        if self._ready_at is not None and self._policy == "refuse":
             times.append(self._ready_at)
-        return min(times, default=None)
+        return min(times)
 
     @property
     def busy(self) -> bool:
@@ -278,8 +280,9 @@ class Lane(Generic[G]):
     def _expire(self, at: int, actions: list[Action[G]]) -> None:
         if self._ready_at is not None and at >= self._ready_at:
             self._ready_at = None
-        for entry in [entry for entry in self._open if at > entry.deadline]:
-            self._settle(entry, Passage.NOT_TAKEN, actions)
+        if self._open:
+            for entry in [entry for entry in self._open if at > entry.deadline]:
+                self._settle(entry, Passage.NOT_TAKEN, actions)
 
     def _promote(self, at: int, actions: list[Action[G]]) -> None:
         """Pulse the first waiting grant once nobody is walking and the contact has been off long enough.
