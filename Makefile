@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check bench format lock clean
+.PHONY: run test check bench explore format lock clean
 
 run: $(VENV)/.run
 	$(BIN)/gateway demo
@@ -20,6 +20,10 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench
+
+# New examples for the property tests of the judgement; half an hour.
+explore: $(VENV)/.dev
+	HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest tests/test_judgement.py -k plain --timeout=7200
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

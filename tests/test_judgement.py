@@ -61,7 +61,7 @@ def test_the_design_s_sentences(case: Case) -> None:
     run_case(case, replay)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=3 * settings().max_examples)
 @given(st.integers(0, 2**48))
 def test_as_the_plain_evaluator_says(seed: int) -> None:
     """The compiled rules give the answers of a plain, slow evaluator that was written without them."""
