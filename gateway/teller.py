@@ -36,27 +36,29 @@ class Teller:
         self._watched = watched
         self._tell = tell
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[tuple[Scan, PointAt, Decision, int]] = deque()
+        self._waiting: deque[tuple[Scan, PointAt, Decision, int, bool]] = deque()
         self._scheduled = False
         self._left, self._at, self._missed = float(LOG_BURST), 0, 0
 
     def verdict(self, scan: Scan, at: PointAt, decision: Decision, now: int) -> None:
         """A verdict has fallen."""
-        if len(self._waiting) < 10 * AT_ONCE:
-            self._waiting.append((scan, at, decision, now))
-        else:
+        if len(self._waiting) >= 10 * AT_ONCE:
             self._missed += 1
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._say)
+            return
+        log = self._may_log(now)
+        if log or self._watched():
+            self._waiting.append((scan, at, decision, now, log))
+            if not self._scheduled:
+                self._scheduled = True
+                self._loop.call_soon(self._say)
 
     def _say(self) -> None:
         watched = self._watched()
         for _ in range(min(len(self._waiting), AT_ONCE)):
-            scan, at, decision, now = self._waiting.popleft()
+            scan, at, decision, now, log = self._waiting.popleft()
             if watched:
                 self._tell(self._words(scan, at, decision, now))
-            if self._may_log(now):
+            if log:
                 self._log_line(at, decision)
         self._scheduled = bool(self._waiting)
         if self._scheduled:
