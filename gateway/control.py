@@ -194,7 +194,9 @@ class _Client(asyncio.Protocol):
         """Read no further while there is enough to do, so that a flood stays in the sender's own buffer."""
         if self._transport is None or self._transport.is_closing():
             return
-        if len(self._buffer) > _UNREAD or (not self._writable and self._buffer):
+        # A line that has not ended is read on, up to MAX_LINE: nothing else would ever end the wait.
+        enough = len(self._buffer) > _UNREAD and (self._steps is not None or b"\n" in self._buffer)
+        if enough or (not self._writable and self._buffer):
             self._transport.pause_reading()
         else:
             self._transport.resume_reading()
@@ -314,6 +316,7 @@ class Client:
         Raises:
             NoGate: nobody listens at the path.
             PermissionError: this user may not.
+            CallError: the gate has too many clients.
         """
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout)
@@ -332,6 +335,9 @@ class Client:
         except (OSError, NoGate):
             self.close()
             raise
+        if "protocol" not in self.hello:
+            self.close()
+            raise CallError(str(self.hello.get("code")), str(self.hello.get("error")))
 
     def _read(self) -> dict[str, Any]:
         try:
