@@ -360,7 +360,9 @@ def _text(arguments: Mapping[str, Any], name: str) -> str:
 
 def _whole(arguments: Mapping[str, Any], name: str, default: int | None) -> int:
     value = arguments.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if (
+        isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63
+    ):  # SQLite has 64 bits
         raise CallError("bad_request", f"{name}: a whole number, 0 or more, is needed")
     return value
 
