@@ -122,6 +122,13 @@ class Fork:
             if self._notify.recv(4096).startswith(b"READY=1"):
                 return
 
+    def fill_notifications(self) -> None:
+        """Be a service manager that has stopped reading."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, contextlib.suppress(BlockingIOError):
+            sock.setblocking(False)
+            while True:
+                sock.sendto(b"x", self._notify.getsockname())
+
     def signal(self, number: int) -> None:
         signal.pidfd_send_signal(self._pidfd, number)
 
