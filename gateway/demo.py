@@ -200,7 +200,9 @@ class Pty:
         self.device = os.ttyname(self._slave)
 
     def scan(self, code: str) -> None:
-        os.write(self._master, code.encode(errors="surrogateescape") + b"\r")
+        data = code.encode(errors="surrogateescape") + b"\r"
+        while data:
+            data = data[os.write(self._master, data) :]
 
     def close(self) -> None:
         os.close(self._master)
@@ -245,7 +247,10 @@ class Demo:
             # Piped lines come faster than a hand can present a card again.
             await asyncio.sleep(max(0.0, self._scanned[text] + _PRESENT_AGAIN - loop.time()))
         self._scanned[text] = loop.time()
-        self._scanners["out" if out else "in"].scan(code)
+        while not self._answers.empty():  # a line with a tab is two scans, of which the first was told
+            self._answers.get_nowait()
+        # In a thread: what is longer than the pty's buffer waits for the reader, which is on this loop.
+        await loop.run_in_executor(None, self._scanners["out" if out else "in"].scan, code)
         deadline = loop.time() + _ANSWER
         while self._answers.empty():
             if self._repeats() > repeats:
@@ -307,6 +312,7 @@ def _in_short(decision: Decision) -> str:
 
 
 def _tell(text: str) -> None:
+    text = text.encode(sys.stdout.encoding, "replace").decode(sys.stdout.encoding)
     print(text, flush=True)  # noqa: T201 - this is what the demo is for
 
 
@@ -317,8 +323,9 @@ def _tell_wrapped(text: str) -> None:
 
 
 def _read_lines(loop: asyncio.AbstractEventLoop, lines: asyncio.Queue[str | None]) -> None:
-    for line in sys.stdin:
-        loop.call_soon_threadsafe(lines.put_nowait, line.rstrip("\r\n"))
+    for line in sys.stdin.buffer:  # bytes: whatever is typed or piped is a scan, also what is no UTF-8
+        text = line.rstrip(b"\r\n").decode(errors="surrogateescape")
+        loop.call_soon_threadsafe(lines.put_nowait, text)
     loop.call_soon_threadsafe(lines.put_nowait, None)
 
 
