@@ -85,6 +85,11 @@ class Socket:
             mask = os.umask(0o117)
             try:
                 self._server = await loop.create_unix_server(lambda: _Client(self), path=str(where))
+            except OSError as error:
+                reason = error.strerror or error
+                raise OSError(
+                    f"{where}: {reason}; set {self.role}_socket to a short path in a folder that is there"
+                ) from error
             finally:
                 os.umask(mask)
             self._path = where

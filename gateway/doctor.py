@@ -17,7 +17,7 @@ import orjson
 from gateway import control
 from gateway.cache import generations
 from gateway.config import Config, ReaderConfig
-from gateway.configload import ConfigError, load
+from gateway.configload import load
 from gateway.host import clock_synchronised
 from gateway.readers.discover import scanners
 from gateway.turnstile.discover import boards
@@ -63,12 +63,8 @@ def devices(*, as_json: bool) -> int:
 
 
 def doctor(path: Path, *, as_json: bool) -> int:
-    """Print every finding; 0: nothing is at fault, 1: something is, 2: the configuration does not load."""
-    try:
-        config = load(path)
-    except ConfigError as error:
-        _say(f"gateway: {error}")
-        return 2
+    """Print every finding; 0: nothing is at fault, 1: something is. Raises ConfigError."""
+    config = load(path)
     faults = 0
     for finding in findings(config):
         faults += finding.state == "fault"
