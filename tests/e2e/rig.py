@@ -158,8 +158,9 @@ class Fork:
         return self.err.read_text() if self.err.exists() else ""
 
     def log(self) -> list[Json]:
-        """What it logged; every line of a log that is not for a terminal is JSON."""
-        return [json.loads(line) for line in self.errors().splitlines(keepends=True) if line.endswith("\n")]
+        """What it logged; beside it stands only its last word to people."""
+        lines = [line for line in self.errors().splitlines(keepends=True) if line.endswith("\n")]
+        return [json.loads(line) for line in lines if line.startswith("{")]
 
 
 # --- devices ------------------------------------------------------------------------------------------
@@ -416,6 +417,7 @@ class Site:
         for device in (*self.boards.values(), *self.scanners.values()):
             device.unplug()
         for fork in self.forks:
+            assert "Traceback (most" not in fork.errors(), fork.errors()
             if "-gate" in fork.err.name:
                 for line in fork.log():
                     assert line["level"] != "critical", line
