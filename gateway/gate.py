@@ -30,43 +30,18 @@ from gateway.model import (
     EMERGENCY,
     OUTSIDE,
     AccessEvent,
-    Credential,
     Decision,
     EventKind,
-    Holder,
     LaneMode,
     Movement,
     Passage,
     Scan,
     Verdict,
 )
+from gateway.past import Ledger, Past, Snapshot
+from gateway.repeats import Repeats, Tries
 from gateway.rules import PointAt, World
 from gateway.turnstile.lane import Action, Hold, Lane, Pulse, Settled
-
-_RECENT = 256
-"""Codes remembered per reader for repeats: the last ones, for each scan goes to the end."""
-
-
-class Snapshot(Protocol):
-    """What the central said, as the gate asks for it."""
-
-    def find(self, code: bytes) -> Credential | None: ...
-
-    def holder(self, id_: str) -> Holder | None: ...
-
-    def movements_of_person(self, person: str, since: int) -> Sequence[Movement]: ...
-
-    def movements_of_entitlement(self, entitlement: str, since: int) -> Sequence[Movement]: ...
-
-
-class Ledger(Protocol):
-    """What happened here, as the gate writes and asks for it."""
-
-    def record(self, event: AccessEvent, then: Callable[[bool], None] | None = None) -> None: ...
-
-    def person(self, person: str, since: int) -> Sequence[Movement]: ...
-
-    def entitlement(self, entitlement: str, since: int) -> Sequence[Movement]: ...
 
 
 class Relay(Protocol):
@@ -75,81 +50,6 @@ class Relay(Protocol):
     def pulse(self, duration: int) -> None: ...
 
     def hold(self, on: bool) -> None: ...
-
-
-class Past:
-    """What happened, here and elsewhere: the ledger's movements and the snapshot's usage in one order."""
-
-    def __init__(self, ledger: Ledger, gateway: str, holds: Callable[[int, int], bool] | None) -> None:
-        """``holds``: whether the ledger has the movement of this gateway's event (epoch, seq); None: no."""
-        self._ledger = ledger
-        self._gateway = gateway
-        self._holds = holds
-        self.snapshot: Snapshot | None = None
-
-    def person(self, person: str, since: int) -> Sequence[Movement]:
-        snapshot, here = self.snapshot, self._ledger.person(person, since)
-        usage = None if snapshot is None else snapshot.movements_of_person(person, since)
-        return self._merged(here, usage) if usage else here
-
-    def entitlement(self, entitlement: str, since: int) -> Sequence[Movement]:
-        snapshot, here = self.snapshot, self._ledger.entitlement(entitlement, since)
-        usage = None if snapshot is None else snapshot.movements_of_entitlement(entitlement, since)
-        return self._merged(here, usage) if usage else here
-
-    def _merged(self, here: Sequence[Movement], usage: Sequence[Movement]) -> Sequence[Movement]:
-        elsewhere = [m for m in usage if not self.is_own(m)]
-        return sorted((*elsewhere, *here), key=_at) if elsewhere else here
-
-    def is_own(self, usage: Movement) -> bool:
-        """Whether a usage record tells of an event that stands in this gateway's own ledger."""
-        if self._holds is None or usage.source is None:
-            return False
-        gateway, _, number = usage.source.partition(f"{self._gateway}/")
-        epoch, _, seq = number.partition("/")
-        return not gateway and epoch.isdecimal() and seq.isdecimal() and self._holds(int(epoch), int(seq))
-
-
-def _at(movement: Movement) -> int:
-    return movement.at
-
-
-class Repeats:
-    """A phone held still is one scan, however long it is held (DESIGN.md 4.2, "Repeats")."""
-
-    __slots__ = ("_delay", "_last")
-
-    def __init__(self, delay: int) -> None:
-        self._delay = delay
-        self._last: dict[bytes, int] = {}
-
-    def seen(self, payload: bytes, at: int) -> bool:
-        """Whether this scan repeats the last one of its code; either way the delay begins anew."""
-        last = self._last.pop(payload, None)
-        self._last[payload] = at
-        if len(self._last) > _RECENT:
-            del self._last[next(iter(self._last))]
-        return last is not None and at - last < self._delay
-
-
-class Tries:
-    """Unknown codes at one reader: more than so many a minute is somebody trying codes."""
-
-    __slots__ = ("_at", "_left", "_rate")
-
-    def __init__(self, per_minute: int) -> None:
-        self._rate = per_minute
-        self._left = float(per_minute)
-        self._at = 0
-
-    def excess(self, at: int) -> bool:
-        """Note an unknown code; whether it is one too many."""
-        self._left = min(self._rate, self._left + (at - self._at) * self._rate / 60e6)
-        self._at = at
-        if self._left < 1:
-            return True
-        self._left -= 1
-        return False
 
 
 @dataclass(slots=True, eq=False)

@@ -18,7 +18,7 @@ import orjson
 
 from gateway.clock import TrustedClock
 from gateway.config import Config, LaneConfig, ReaderConfig
-from gateway.gate import Gate, Snapshot, Told
+from gateway.gate import Gate, Told
 from gateway.metrics import Metrics
 from gateway.model import (
     NO_MOVEMENTS,
@@ -31,6 +31,7 @@ from gateway.model import (
     Scan,
     Venue,
 )
+from gateway.past import Snapshot
 from gateway.rules import PointAt, World
 from gateway.venuetime import instant
 
