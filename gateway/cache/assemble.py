@@ -249,7 +249,7 @@ def _split(spool: Spool, length: int) -> Iterator[Items]:
 
 
 class _Output:
-    """The new LMDB file, written in the order of the keys, a megabyte a transaction."""
+    """The new LMDB file, written in the order of the keys."""
 
     def __init__(self, part: Path, map_size: int, pacer: Pacer) -> None:
         self._pacer = pacer
@@ -268,7 +268,7 @@ class _Output:
         self._tables = {name: self._env.open_db(name.encode()) for name in rows.TABLES}
 
     def append(self, table: str, buckets: Iterable[Items]) -> int:
-        """Appends rows whose keys ascend, about a megabyte a transaction. Returns how many."""
+        """Appends rows whose keys ascend, a step of the pacer's in a transaction. Returns how many."""
         count = size = 0
         chunk: Items = []
         for items in itertools.chain(buckets, [None]):
@@ -277,10 +277,12 @@ class _Output:
                 size += sum([len(value) for _, value in items]) + _ITEM * len(items)
                 if size < _COMMIT_BYTES:
                     continue
-            step = max(1, len(chunk) * _COMMIT_BYTES // max(1, size))
-            for start in range(0, len(chunk), step):
+            start = 0
+            while start < len(chunk):
+                step = max(1, len(chunk) * self._pacer.step // max(1, size))
                 part = chunk[start : start + step]
                 count += self._commit(table, part, size * len(part) // len(chunk))
+                start += step
             chunk.clear()
             size = 0
         return count

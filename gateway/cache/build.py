@@ -89,7 +89,7 @@ def build(
 
     ``source`` names the lines in messages. ``progress`` is called now and then with the records and bytes
     read so far. ``cursor`` and ``published`` (microseconds) are what the central signed with the records.
-    ``pace`` is the pause after each megabyte written, as a multiple of the time that writing it took.
+    ``pace`` scales the pauses that leave the disk to the gate (see ``spool.Pacer``); 0 is none.
     ``free`` is for tests: the free bytes of the disk, instead of asking.
 
     Raises DataError (bad records, without ``skip_bad``), SnapshotError (no room, the disk fails),

@@ -12,40 +12,82 @@ import os
 import tempfile
 import time
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from gateway.cache import rows as rows_
 
 BUCKETS = 256
-_STEP = 1 << 20
-"""Bytes written between two syncs: about what a slow card takes 100 ms for."""
+_STEP, _SMALL_STEP = 1 << 20, 1 << 17
+"""Bytes written between two syncs; the small ones from the first standstill of the disk on."""
+_STANDSTILL = 0.02
+"""Seconds of a sync, and ..."""
+_UNUSUAL = 4
+"""... how many times the usual length, that make a standstill."""
+_WINDOW = 0.5
+"""Seconds before a standstill over which the speed is taken that led to it."""
+_SHARE, _LEAST_SPEED, _RAISE = 0.5, 1e6, 0.05
+"""What is taken of that speed then, bytes a second at least, and how much more each second."""
 _LONGEST_PAUSE = 0.5
 
 
 class Pacer:
-    """Syncs after each megabyte written and then leaves the disk alone for as long as the sync took.
+    """Syncs what is written in steps, and leaves the disk to others in between.
 
-    An unpaced import makes the ledger's commits on the same card wait behind everything that is dirty
-    (p99 from 19 to 60 ms on a disk of 10 MB/s; 24 ms paced). The pause follows the disk: none to speak of
-    on a fast one, half of the time on a slow one. ``pace`` scales it; 0 is no pause.
+    A commit of the ledger on the same disk waits behind everything of an import that is dirty or queued. So
+    after each sync the disk is left alone for as long as that took: no time to speak of on a fast one, half
+    of the time on a slow one.
+
+    That is not enough where a disk takes much at once and then stands still, like a card that empties its
+    cache, or a volume with a limit: syncs of a millisecond, now and then one of 100, and a scan waits for it
+    (p99 of a pulse 140 ms on a disk of 10 MB/s and 400 writes a second). So after such a standstill the steps
+    are small and go at half the speed that led to it, raised little by little until the next.
+    ``pace`` scales the pauses; 0 is none.
     """
 
     def __init__(self, pace: float) -> None:
+        self.step = _STEP
+        """Bytes to be written at once."""
         self._pace = pace
         self._written = 0
+        self._recent: deque[tuple[float, int]] = deque()
+        """(when, bytes) of the last steps."""
+        self._lengths: deque[float] = deque(maxlen=15)
+        """Seconds that the last syncs took."""
+        self._speed = 0.0
+        """Bytes a second to keep to; 0 until the first standstill."""
+        self._synced = 0.0
 
     def wrote(self, count: int, sync: Callable[[], Any]) -> None:
+        """So many bytes more are written. Syncs and pauses where a step is full, or nearly."""
         self._written += count
-        if self._written < _STEP:
+        if 4 * self._written < 3 * self.step:
             return
-        self._written = 0
+        written, self._written = self._written, 0
         began = time.monotonic()
         sync()
-        pause = (time.monotonic() - began) * self._pace
+        now = time.monotonic()
+        took = now - began
+        self._recent.append((began, written))
+        if took > _STANDSTILL and (not self._speed or took > _UNUSUAL * median(self._lengths)):
+            self._speed = max(_SHARE * self._reached(now, max(_WINDOW, 2 * took)), _LEAST_SPEED)
+            self.step = _SMALL_STEP
+        else:
+            self._speed *= 1 + _RAISE * min(1.0, now - self._synced)
+        self._lengths.append(took)
+        self._synced = now
+        pause = max(took, written / self._speed - took if self._speed else 0.0) * self._pace
         if pause > 0:
             time.sleep(min(pause, _LONGEST_PAUSE))
+
+    def _reached(self, now: float, window: float) -> float:
+        """Bytes a second, over so many seconds up to now."""
+        while self._recent[0][0] < now - window:
+            self._recent.popleft()
+        return sum(written for _, written in self._recent) / window
 
 
 class Spool:
