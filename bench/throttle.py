@@ -6,9 +6,12 @@ system's own thread included; in cgroup v2 by io.max of a group in which gate an
 is measured the limits are tried with plain writes. Needs root and mkfs.ext4; where the disk cannot be made
 slow nothing is measured, and the table says why.
 
-The gate's data_dir lies on that disk. Scans are measured as in bench/path.py: first alone, then while
-``gateway import`` runs in a process of its own, until it has ended and the gate has taken the generation.
-The commit deadline is set to 5 s, so that no pulse comes before its event is on disk.
+The gate's data_dir lies on that disk. Before the limits are set the gate is scanned some hundred times and
+left alone for a moment, as a gate is that has run for a while: from then on its ledger writes over its log,
+where a growing one costs a flush of the file system's journal too. Scans are measured as in bench/path.py:
+alone, then while ``gateway import`` runs in a process of its own, until it has ended and the gate has taken
+the generation, and alone again. The commit deadline is set to 5 s, so that no pulse comes before its event
+is on disk.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench import rig
@@ -33,6 +36,8 @@ DISK_BYTES = 3 << 30
 LANES = 16
 CARDS = 20_000
 GAP = 0.03
+RUN_IN = 800
+"""Scans after which the log has its full size."""
 WHAT = "p99 of bytes to pulse while a million cards are imported, disk of 10 MB/s, 400 writes/s"
 
 _V1 = Path("/sys/fs/cgroup/blkio")
@@ -44,11 +49,8 @@ class CannotThrottle(Exception):
 
 
 @contextlib.contextmanager
-def slow_disk() -> Iterator[tuple[Path, Path | None]]:
-    """A file system on a slow disk, and the cgroup that its writers must be in (None: any).
-
-    Fast until ``limit`` is called; gone at the end, whatever happens.
-    """
+def slow_disk() -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A file system of its own, and what makes its disk slow; gone at the end, whatever happens."""
     if os.geteuid() != 0:
         raise CannotThrottle("needs root, for a loop device and the kernel's block throttle")
     for tool in ("losetup", "mkfs.ext4", "mount"):
@@ -67,8 +69,7 @@ def slow_disk() -> Iterator[tuple[Path, Path | None]]:
         _tool("mount", device, str(mount))
         stack.callback(_tool, "umount", str(mount))
         number = os.stat(device).st_rdev
-        group = _limits(stack, f"{os.major(number)}:{os.minor(number)}")
-        yield mount, group
+        yield mount, _limiter(stack, f"{os.major(number)}:{os.minor(number)}")
 
 
 def _tool(*command: str) -> str:
@@ -78,34 +79,38 @@ def _tool(*command: str) -> str:
     return done.stdout
 
 
-def _limits(stack: contextlib.ExitStack, device: str) -> Path | None:
-    """Limits the device, until the stack is closed; returns the group in which the limits hold."""
-    writes = {
-        "write_bps_device": BYTES_A_SECOND,
-        "write_iops_device": WRITES_A_SECOND,
-    }
-    try:
-        if (_V1 / "blkio.throttle.write_bps_device").exists():
-            for name, value in writes.items():
-                file = _V1 / f"blkio.throttle.{name}"
-                stack.callback(file.write_text, f"{device} 0")
-                file.write_text(f"{device} {value}")
-            return None
-        if "io" in (_V2 / "cgroup.controllers").read_text().split():
+def _limiter(stack: contextlib.ExitStack, device: str) -> Callable[[], None]:
+    """What limits the device, until the stack is closed. This process is put where the limits hold."""
+    if (_V1 / "blkio.throttle.write_bps_device").exists():
+        files = {
+            _V1 / "blkio.throttle.write_bps_device": f"{device} {BYTES_A_SECOND}",
+            _V1 / "blkio.throttle.write_iops_device": f"{device} {WRITES_A_SECOND}",
+        }
+        for file in files:
+            stack.callback(file.write_text, f"{device} 0")
+    elif (_V2 / "cgroup.controllers").exists() and "io" in (_V2 / "cgroup.controllers").read_text().split():
+        group = _V2 / "gateway-bench"
+        try:
+            # With the memory controller the kernel knows whose pages it writes back.
             (_V2 / "cgroup.subtree_control").write_text("+io +memory")
-            group = _V2 / "gateway-bench"
             group.mkdir(exist_ok=True)
-            stack.callback(_leave, group)
-            (group / "io.max").write_text(f"{device} wbps={BYTES_A_SECOND} wiops={WRITES_A_SECOND}")
-            return group
-    except OSError as error:
-        raise CannotThrottle(f"the kernel does not take the limits: {error}") from error
-    raise CannotThrottle("the kernel has neither the blkio nor the io controller")
+            stack.callback(group.rmdir)
+            stack.callback((_V2 / "cgroup.procs").write_text, str(os.getpid()))
+            (group / "cgroup.procs").write_text(str(os.getpid()))
+        except OSError as error:
+            raise CannotThrottle(f"no cgroup can be made: {error}") from error
+        files = {group / "io.max": f"{device} wbps={BYTES_A_SECOND} wiops={WRITES_A_SECOND}"}
+    else:
+        raise CannotThrottle("the kernel has neither the blkio nor the io controller")
 
+    def limit() -> None:
+        for file, text in files.items():
+            try:
+                file.write_text(text)
+            except OSError as error:
+                raise CannotThrottle(f"{file.name} does not take {text!r}: {error}") from error
 
-def _leave(group: Path) -> None:
-    (_V2 / "cgroup.procs").write_text(str(os.getpid()))
-    group.rmdir()
+    return limit
 
 
 def try_limits(mount: Path) -> str:
@@ -144,19 +149,19 @@ def measure(quick: bool) -> tuple[list[float], list[float], str]:
     path = feed(50_000 if quick else 1_000_000)
     cards = itertools.count()
     rig.snapshot(CARDS)
-    with slow_disk() as (mount, group):
-        if group is not None:
-            (group / "cgroup.procs").write_text(str(os.getpid()))
-        words = try_limits(mount)
+    with slow_disk() as (mount, limit):
         data_dir = rig.fresh_data_dir("data", CARDS, mount)
-        os.sync()
         with rig.Gate(data_dir, LANES, deadline=5000) as gate:
             pairs = list(zip(gate.scanners, gate.boards, strict=True))
 
-            def scan(count: int) -> list[float]:
-                return rig.pulses(pairs, itertools.islice(cards, count), GAP)
+            def scan(count: int, gap: float = GAP) -> list[float]:
+                return rig.pulses(pairs, itertools.islice(cards, count), gap)
 
-            scan(LANES)
+            scan(RUN_IN, 0)
+            time.sleep(1)
+            os.sync()
+            limit()
+            words = try_limits(mount)
             alone = scan(200 if quick else 600)
             command = [sys.executable, "-m", "gateway", "import", str(path), "--config", str(gate.config)]
             began = time.monotonic()
