@@ -10,13 +10,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from gateway.model import MINUTE, Entitlement, Product
+from gateway.rules import RuleAt
 from gateway.venuetime import DAY, Calendar
-
-if TYPE_CHECKING:
-    from gateway.rules import RuleAt
 
 _ANY = Entitlement("", None)
 """Stands for the entitlement where it makes no difference."""

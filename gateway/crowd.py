@@ -14,7 +14,7 @@ from itertools import count
 from gateway.decide import History
 from gateway.model import Movement, Passage
 from gateway.presence import NOWHERE, Occupancy, Stay, Taken, arrive, stay
-from gateway.rules import World
+from gateway.world import World
 
 
 class Crowd:

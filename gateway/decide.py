@@ -28,8 +28,9 @@ from gateway.model import (
     Verdict,
 )
 from gateway.presence import is_in, stay
-from gateway.rules import PointAt, RuleAt, World
+from gateway.rules import RuleAt
 from gateway.venuetime import Calendar
+from gateway.world import PointAt, World
 
 BUSY = "busy"
 """Detail of ``lane_closed`` where the lane admits one person at a time and somebody is walking."""

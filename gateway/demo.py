@@ -28,8 +28,8 @@ from gateway.configload import loads
 from gateway.daemon import Daemon
 from gateway.host import monotonic, wall
 from gateway.model import Decision, Scan, Verdict
-from gateway.rules import PointAt
 from gateway.turnstile.relay import MemoryInput, MemoryRelay
+from gateway.world import PointAt
 
 _WALK = 0.4
 """Seconds from the lane's opening to the visitor's passage."""

@@ -40,8 +40,8 @@ from gateway.model import (
 )
 from gateway.past import Ledger, Past, Snapshot
 from gateway.repeats import Repeats, Tries
-from gateway.rules import PointAt, World
 from gateway.turnstile.lane import Action, Hold, Lane, Pulse, Settled
+from gateway.world import PointAt, World
 
 
 class Relay(Protocol):

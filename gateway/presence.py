@@ -13,7 +13,7 @@ from heapq import heappop, heappush
 from typing import NamedTuple
 
 from gateway.model import OUTSIDE, Movement, Passage
-from gateway.rules import World
+from gateway.world import World
 
 
 class Stay(NamedTuple):

@@ -32,8 +32,8 @@ from gateway.model import (
     Venue,
 )
 from gateway.past import Snapshot
-from gateway.rules import PointAt, World
 from gateway.venuetime import instant
+from gateway.world import PointAt, World
 
 DEFAULT_REPEAT_DELAY = 1_500_000
 

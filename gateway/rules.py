@@ -12,14 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from gateway.agenda import Agenda
 from gateway.areas import Areas
 from gateway.model import (
     HOUR,
     MINUTE,
     OUTSIDE,
     AntiPassback,
-    Area,
     Bypass,
     Entitlement,
     Event,
@@ -28,9 +26,7 @@ from gateway.model import (
     Passage,
     Per,
     Point,
-    Product,
     Rule,
-    Venue,
 )
 from gateway.venuetime import DAY, Calendar
 
@@ -422,72 +418,3 @@ def _start(event: Event, calendar: Calendar) -> int:
 
 def _end(event: Event, calendar: Calendar) -> int:
     return NEVER if event.until is None else calendar.ends(event.until)
-
-
-@dataclass(slots=True)
-class PointAt:
-    """An access point with all that its scans are judged by."""
-
-    point: Point
-    exit: bool
-    to_down: frozenset[str]
-    from_down: frozenset[str]
-    capacities: tuple[tuple[str, int], ...]
-    """The to-area and those it lies within that have a capacity, but for those that contain the from-area."""
-    capacities_holder: tuple[tuple[str, int], ...]
-    """The same with those that contain the from-area: a holder may be recorded as being elsewhere."""
-    rules: dict[str, tuple[RuleAt, ...]]
-    """By product; none: the product has no right here."""
-    agenda: Agenda
-    """What the time alone decides of all this."""
-
-
-class World:
-    """What the central said of the venue, compiled for the points of this gateway."""
-
-    def __init__(
-        self,
-        venue: Venue,
-        areas: Iterable[Area],
-        events: Iterable[Event],
-        products: Iterable[Product],
-        points: Iterable[Point],
-    ) -> None:
-        self.venue = venue
-        self.calendar = Calendar(venue.timezone, venue.day_starts)
-        self.areas = Areas(areas)
-        self.products = {p.id: p for p in products}
-        events = tuple(events)
-        self.points = {p.name: self._compile(p, events) for p in points}
-
-    def _compile(self, point: Point, events: Sequence[Event]) -> PointAt:
-        areas = self.areas
-        to, from_ = areas[point.to], areas[point.from_]
-        rules = {
-            product.id: compiled
-            for product in self.products.values()
-            if (
-                compiled := tuple(
-                    RuleAt(rule, point, areas, events, self.calendar)
-                    for rule in product.rules
-                    if (rule.points is None or point.name in rule.points)
-                    and (rule.areas is None or point.to in areas.inside(rule.areas))
-                )
-            )
-        }
-        limited = tuple((a, c) for a in to.up if (c := areas[a].capacity) is not None)
-        return PointAt(
-            point,
-            areas.is_exit(point.from_, point.to),
-            to.down,
-            from_.down,
-            tuple((a, c) for a, c in limited if a not in from_.up),
-            limited,
-            rules,
-            Agenda(self.calendar, self.products, rules, areas.longest_presence, bool(limited)),
-        )
-
-    def presence_since(self, at: int) -> int:
-        """From when on a person's movements can still mean presence at ``at``."""
-        start = self.calendar.day_start(self.calendar.day(at))
-        return min(start, at - self.areas.longest_presence)

@@ -12,7 +12,7 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.gate import Gate
 from gateway.model import Decision, Scan
-from gateway.rules import PointAt
+from gateway.world import PointAt
 
 AT_ONCE = 64
 """Verdicts put into words in one turn of the loop; a longer burst is told in several."""
