@@ -4,7 +4,8 @@ A command is nine bytes: report number 0, FF (on) or FD (off), the channel from 
 of nine bytes gives the board's five-character id (1 to 5) and the state of the relays (8). The USB id is a
 shared one, so the product string ``USBRelayN`` (N relays) must match too. The state says what the board's
 logic wants, also without coil power: it proves nothing, and is not asked for after a command. Reading can
-fail with EPROTO while the board works (motors nearby); that is tried again, and leads to no command.
+fail while the board works (motors nearby; EPROTO, EILSEQ or EIO, by what drives the port); that is tried
+again, and leads to no command.
 
 hidapi only lists the boards. Its ``hid`` module would detach the kernel's driver, and its write reports a
 lost board as a number; ``hidraw`` lists, and the node is opened here.
@@ -27,6 +28,7 @@ REPORT_SIZE = 9
 HIDIOCGFEATURE = 0xC0004807 | REPORT_SIZE << 16
 """linux/hidraw.h: HIDIOCGFEATURE(9)."""
 READ_TRIES = 3
+_TRY_AGAIN = (errno.EPROTO, errno.EILSEQ, errno.EIO, errno.EPIPE, errno.ETIMEDOUT)
 
 
 def command(channel: int, on: bool) -> bytes:
@@ -46,7 +48,7 @@ def read_state(fd: int) -> tuple[str, int]:
         try:
             fcntl.ioctl(fd, HIDIOCGFEATURE, report)
         except OSError as fault:
-            if fault.errno not in (errno.EPROTO, errno.EPIPE, errno.ETIMEDOUT) or not left:
+            if fault.errno not in _TRY_AGAIN or not left:
                 raise
         else:
             break
@@ -147,6 +149,11 @@ class UsbLink:
             path, self.channels = (found := find_board(self._board)).path, found.channels
         else:
             path = os.path.realpath(self._device)
+            if not os.path.exists(path):
+                raise OSError("not there: plug it in, or correct 'device' (gateway devices lists the boards)")
+            # hidraw numbers change: what is there may be a scanner now, which would swallow the commands.
+            if path not in (os.fsdecode(entry["path"]) for entry in hidraw.enumerate(VENDOR, PRODUCT)):
+                raise OSError("this is no USB relay board (16c0:05df): gateway devices lists them")
             self.channels = next((board.channels for board in list_boards() if board.path == path), 0)
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -158,7 +165,9 @@ class UsbLink:
             try:
                 found_id = read_state(fd)[0]
                 if found_id != self._board:
-                    raise OSError(f"{path} is the board {found_id!r}, not {self._board!r}")
+                    raise OSError(
+                        f"this is the board {found_id!r}, not {self._board!r}: correct 'device' or 'board'"
+                    )
             except OSError:
                 os.close(fd)
                 raise
