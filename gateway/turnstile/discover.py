@@ -65,7 +65,11 @@ def _usb_boards() -> list[FoundBoard]:
         identity = board_id(board.path)
         where = f'board = "{identity}"' if identity else f'device = "{board.path}"'
         relays = (f'driver = "usbrelay", {where}, channel = {n}' for n in range(1, board.channels + 1))
-        found.append(FoundBoard(f"{board.product} {identity or ''}".rstrip(), board.path, tuple(relays)))
+        # A hidraw number changes, the id does not: without it the lines below are second best.
+        name = (
+            identity or "whose id cannot be read: run this as root, or give it to your group by a udev rule"
+        )
+        found.append(FoundBoard(f"{board.product} {name}", board.path, tuple(relays)))
     return found
 
 
@@ -97,7 +101,9 @@ def _gpio_chips() -> list[FoundBoard]:
 
     return [
         FoundBoard(
-            f"GPIO chip {label} ({lines} lines)", path, (f'driver = "gpio", chip = "{label}", line = 17',)
+            f"GPIO chip {label} ({lines} lines)",
+            path,
+            (f'driver = "gpio", chip = "{label}", line = {min(17, lines - 1)}',),
         )
         for path, label, lines in list_chips()
     ]
