@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import glob
 import os
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from gpiod.line import Bias, Clock, Direction, Edge, Value
 from gateway.turnstile.relay import InputCallbacks, RelayCallbacks
 
 CONSUMER = "entry-gateway"
+_GROUP = "the gate's user must be in its group (often gpio)"
 FIRST_RETRY, LAST_RETRY = 0.25, 5.0
 """Seconds of back-off."""
 BIAS = {
@@ -55,7 +57,9 @@ def find_chip(wanted: str) -> str:
         if label == wanted:
             return chip
     present = ", ".join(f"{label} ({chip})" for chip, label, _ in chips) or "none that can be opened"
-    raise OSError(f"there is no GPIO chip {wanted!r}; present, by label: {present}")
+    shut = [path for path in glob.glob("/dev/gpiochip*") if not os.access(path, os.R_OK | os.W_OK)]
+    remedy = f"; no permission for {', '.join(shut)}: {_GROUP}" if shut else ""
+    raise OSError(f"there is no GPIO chip {wanted!r}; present, by label: {present}{remedy}")
 
 
 def request(chip: str, line: int | str, settings: gpiod.LineSettings) -> gpiod.LineRequest:
@@ -64,9 +68,7 @@ def request(chip: str, line: int | str, settings: gpiod.LineSettings) -> gpiod.L
     try:
         return gpiod.request_lines(path, config={line: settings}, consumer=CONSUMER, event_buffer_size=256)
     except PermissionError as fault:
-        raise OSError(
-            f"no permission for {path}: the gate's user must be in its group (often gpio)"
-        ) from fault
+        raise OSError(f"no permission for {path}: {_GROUP}") from fault
     except ValueError as fault:
         raise OSError(f"{path} has no line {line!r}") from fault
     except OSError as fault:
