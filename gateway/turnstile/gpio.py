@@ -20,6 +20,7 @@ from pathlib import Path
 import gpiod
 from gpiod.line import Bias, Clock, Direction, Edge, Value
 
+from gateway.turnstile.board import LOOK, check_fd
 from gateway.turnstile.relay import InputCallbacks, RelayCallbacks
 
 CONSUMER = "entry-gateway"
@@ -111,6 +112,33 @@ class _Retry:
             self._timer = None
 
 
+class _Watch:
+    """Looks now and then whether the chip of a request is still there (USB adapters come and go): a kernel
+    before 6.6 wakes nobody when it goes, and the fd would be deaf for ever (seen on 6.1). Touches no line."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, gone: Callable[[str], None]) -> None:
+        self._loop = loop
+        self._gone = gone
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, fd: int) -> None:
+        self.stop()
+        self._timer = self._loop.call_later(LOOK, self._look, fd)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self, fd: int) -> None:
+        try:
+            check_fd(fd)
+        except OSError as fault:
+            self._gone(f"the GPIO chip is gone: {fault}")
+        else:
+            self.start(fd)
+
+
 class GpioRelay:
     """A relay on one output line: a ``Relay``."""
 
@@ -134,6 +162,7 @@ class GpioRelay:
         self._off_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._retry = _Retry(loop, self.open)
+        self._watch = _Watch(loop, self._lost)
 
     def open(self) -> None:
         # The level is part of the request, so the line goes straight to it and never pulses.
@@ -147,6 +176,7 @@ class GpioRelay:
         except OSError as fault:
             self._lost(str(fault))
             return
+        self._watch.start(self._request.fd)
         self._retry.reset()
         self._tell(True, "")
 
@@ -177,6 +207,7 @@ class GpioRelay:
         if self._set(on) and not on:
             self._release()
         self._retry.cancel()
+        self._watch.stop()
         self.up = False
 
     def _set(self, on: bool) -> bool:
@@ -197,6 +228,7 @@ class GpioRelay:
         self._tell(False, reason)
 
     def _release(self) -> None:
+        self._watch.stop()
         if self._request is not None:
             self._request.release()
             self._request = None
@@ -247,6 +279,7 @@ class GpioInput:
         self._told: bool | None = None
         self._seqno = 0
         self._retry = _Retry(loop, self.open)
+        self._watch = _Watch(loop, self._lost)
 
     def open(self) -> None:
         try:
@@ -257,6 +290,7 @@ class GpioInput:
             return
         self._seqno = 0
         self._loop.add_reader(self._request.fd, self._readable)
+        self._watch.start(self._request.fd)
         self._retry.reset()
         self._tell(True, "")
 
@@ -288,6 +322,7 @@ class GpioInput:
         self._tell(False, reason)
 
     def _release(self) -> None:
+        self._watch.stop()
         if self._request is not None:
             self._loop.remove_reader(self._request.fd)
             self._request.release()
