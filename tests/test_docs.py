@@ -24,7 +24,7 @@ from gateway import __version__, calls, control
 from gateway.cli import _parser
 from gateway.configkeys import known_keys
 from gateway.configload import loads
-from gateway.metrics import Metrics
+from gateway.metrics import Metrics, Tally
 from gateway.model import (
     AntiPassback,
     Bypass,
@@ -115,6 +115,7 @@ def test_every_metric_is_described() -> None:
     """The table of metrics has each metric of the registry with its labels, and no other."""
     metrics = Metrics()
     labels = {m._name: m._labelnames for m in vars(metrics).values() if getattr(m, "_labelnames", None)}
+    labels |= {m._name: m._labels for m in vars(metrics).values() if isinstance(m, Tally)}
     labels["gateway_build_info"] = ("version",)
     exist = set()
     for family in metrics.registry.collect():
