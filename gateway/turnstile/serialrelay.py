@@ -75,11 +75,12 @@ class SerialLink:
             port, self.port = self.port, None
             port.close()
 
-    def write(self, data: bytes) -> int:
-        """Returns when it was written, monotonic microseconds. Bytes that came unasked are dropped."""
+    def write(self, data: bytes, *, answered: bool) -> int:
+        """Returns when it was written, monotonic microseconds. ``answered``: an answer will be read, so
+        bytes that came unasked are dropped before."""
         if self.port is None:
             raise OSError("the port is not open")
-        if self.port.in_waiting:
+        if answered and self.port.in_waiting:
             self.port.read(self.port.in_waiting)
         self.port.write(data)
         return monotonic_us()
@@ -102,7 +103,7 @@ class LcusContact:
         self._feedback = feedback
 
     def switch(self, on: bool) -> int:
-        written = self._link.write(lcus_frame(self._channel, on, self._feedback))
+        written = self._link.write(lcus_frame(self._channel, on, self._feedback), answered=self._feedback)
         if self._feedback:
             answer = self._link.read(b"", 4)
             if answer != lcus_answer(self._channel, on):
@@ -122,7 +123,7 @@ class KmtronicContact:
         self._channel = channel
 
     def switch(self, on: bool) -> int:
-        return self._link.write(kmtronic_frame(self._channel, on))
+        return self._link.write(kmtronic_frame(self._channel, on), answered=False)
 
     def flash(self, duration: int) -> int | None:
         return None
@@ -135,7 +136,7 @@ class NumatoContact:
 
     def switch(self, on: bool) -> int:
         line = self._lines[on]
-        written = self._link.write(line)
+        written = self._link.write(line, answered=True)
         answer = self._link.read(b">", 200)
         complaint = numato_complaint(line, answer)
         if complaint or not answer.endswith(b">"):
