@@ -15,6 +15,7 @@ from gateway.model import MINUTE, Entitlement, Product
 from gateway.rules import RuleAt
 from gateway.venuetime import DAY, Calendar
 
+_EVER = -(1 << 62)
 _ANY = Entitlement("", None)
 """Stands for the entitlement where it makes no difference."""
 
@@ -28,16 +29,18 @@ class Plan:
     """In the order listed."""
     on_time: Sequence[RuleAt]
     """Those of them that hold at this time (step e)."""
+    first: RuleAt | None
+    """The first that passes steps e to h where nothing has been used and the lane is open, where known."""
     hosts: bool
     """One of them lets guests in."""
-    asks_person: bool
-    """Judging needs the person's movements: for guests, presence or capacity."""
+    since: int
+    """From when on any movement of a person or of an entitlement matters."""
     reach: int
     """From when on the movements of an entitlement are needed, where nothing is counted by term."""
     by_term: Sequence[RuleAt]
     """The rules that count by term: how far back depends on the entitlement."""
 
-    def since(self, entitlement: Entitlement, now: int) -> int:
+    def reaches(self, entitlement: Entitlement, now: int) -> int:
         """From when on this entitlement's movements are needed to judge at ``now``."""
         reach = self.reach
         for rule in self.by_term:
@@ -50,7 +53,6 @@ class Agenda:
 
     __slots__ = (
         "_calendar",
-        "_capacities",
         "_edges",
         "_longest",
         "_plans",
@@ -68,16 +70,13 @@ class Agenda:
         products: Mapping[str, Product],
         rules: Mapping[str, Sequence[RuleAt]],
         longest_presence: int,
-        capacities: bool,
     ) -> None:
-        """``capacities``: the point leads into an area that has one."""
         self._calendar = calendar
         self._products = products
         self._rules = rules
         self._longest = longest_presence
-        self._capacities = capacities
         self._edges = sorted({edge for listed in rules.values() for rule in listed for edge in rule.edges()})
-        self._plans: dict[str, Plan] = {}
+        self._plans: dict[str | None, Plan] = {}
         self.start = self.end = 0
         self.day = 0
         """The venue day."""
@@ -102,22 +101,24 @@ class Agenda:
 
     def plan(self, product: str | None) -> Plan | None:
         """The rules of a product now; None where it has none here, or where there is no such product."""
-        if product is None:
-            return None
         found = self._plans.get(product)
-        if found is None and product in self._rules:
+        if found is None and product is not None and product in self._rules:
             found = self._plans[product] = self._plan(self._products[product], self._rules[product])
         return found
 
     def _plan(self, product: Product, rules: Sequence[RuleAt]) -> Plan:
         at = self.start
         counting = [rule for rule in rules if rule.counted]
+        by_term = [rule for rule in counting if rule.by_term]
+        reach = min((rule.reach(_ANY, at, guests=False) for rule in counting if not rule.by_term), default=at)
+        on_time = [rule for rule in rules if rule.on_time(at)]
         return Plan(
             product,
             rules,
-            [rule for rule in rules if rule.on_time(at)],
-            (hosts := any(rule.guests is not None for rule in rules)),
-            hosts or self._capacities or any(rule.asks_presence for rule in rules),
-            min((rule.reach(_ANY, at, guests=False) for rule in counting if not rule.by_term), default=at),
-            [rule for rule in counting if rule.by_term],
+            on_time=on_time,
+            first=None if by_term else next((rule for rule in on_time if not rule.never), None),
+            hosts=any(rule.guests is not None for rule in rules),
+            since=_EVER if by_term else min(self.since, reach),
+            reach=reach,
+            by_term=by_term,
         )

@@ -36,6 +36,9 @@ class Shelf:
     def entitlement(self, entitlement: str, since: int) -> Sequence[Movement]:
         return NO_MOVEMENTS if self._file is None else self._file.entitlement(entitlement, since)
 
+    def quiet(self, person: str, entitlement: str, since: int) -> bool:
+        return self._file is None
+
 
 def check_alone(config: Config, arguments: dict[str, Any]) -> dict[str, Any]:
     """The answer of ``calls.check`` for a code, a point and perhaps a time.

@@ -54,6 +54,10 @@ class Areas(dict[str, AreaAt]):
         """Every area that a record describes or a point leads to, without the street."""
         return [a for a in self if a != OUTSIDE]
 
+    def capacities(self, area: str) -> tuple[tuple[str, int], ...]:
+        """How many an area and each that it lies within may hold, where that is limited."""
+        return tuple((a, c) for a in self[area].up if (c := self[a].capacity) is not None)
+
     def inside(self, areas: Iterable[str]) -> frozenset[str]:
         """These areas and all that lie within them."""
         return frozenset().union(*(self[a].down for a in areas))

@@ -29,25 +29,22 @@ class Crowd:
         self._taken: dict[int, Taken] = {}
         """What pending movements took from the counts, by identity, until they are settled."""
         self._world = world
-        self._occupancy = Occupancy(world)
+        self.occupancy = Occupancy(world)
+        """How many people are where: those inside, and those whose entry is pending."""
 
     def use(self, world: World) -> None:
         """Areas or calendar are others now; to be followed by ``rebuild``."""
         self._world = world
 
-    def full(self, capacities: Sequence[tuple[str, int]], now: int) -> bool:
-        """Whether one of these areas holds as many as it may."""
-        return self._occupancy.full(capacities, now)
-
     def count(self, area: str, now: int) -> int:
         """Occupancy: those inside, and those whose entry is pending."""
-        return self._occupancy.count(area, now)
+        return self.occupancy.count(area, now)
 
     # --- from all that happened ------------------------------------------------------------------
 
     def rebuild(self, movements: Iterable[Movement], now: int) -> None:
         """Reckon anew from all movements that can still mean presence, in the order of time."""
-        self._occupancy = Occupancy(self._world)
+        self.occupancy.reset(self._world)
         self._later = []
         here: dict[str, Stay] = {}
         clears = sorted((at, area) for area, at in self._cleared.items() if at <= now)
@@ -66,15 +63,15 @@ class Crowd:
         """Count a movement at its own time; ``here`` says where people are and is kept up to date."""
         if m.person is None or m.guest:
             if _is_head(m):
-                self._occupancy.head(m.from_, m.to, m.at, m.at, m.entries)
+                self.occupancy.head(m.from_, m.to, m.at, m.at, m.entries)
             return
         before, after = here.get(m.person, NOWHERE), arrive(self._world, m)
-        self._occupancy.leave(before, m.from_, m.to, m.at, m.at)
-        self._occupancy.move(before, after, m.at)
+        self.occupancy.leave(before, m.from_, m.to, m.at, m.at)
+        self.occupancy.move(before, after, m.at)
         here[m.person] = after
 
     def _clear(self, here: dict[str, Stay], at: int, area: str) -> None:
-        self._occupancy.clear(area, at)
+        self.occupancy.clear(area, at)
         for person in [p for p, s in here.items() if s.area in self._world.areas[area].down]:
             here[person] = NOWHERE
 
@@ -109,7 +106,7 @@ class Crowd:
             self._taken[id(m)] = taken
 
     def _apply(self, m: Movement, now: int) -> Taken:
-        occupancy = self._occupancy
+        occupancy = self.occupancy
         since = self._world.presence_since(now)
         if m.at < since:
             return []
@@ -145,17 +142,17 @@ class Crowd:
         out of the counts, where that is still known."""
         if m.person is None or m.guest:
             if _is_head(m):
-                self._occupancy.unhead(m.from_, m.to, m.at, now, taken or [])
+                self.occupancy.unhead(m.from_, m.to, m.at, now, taken or [])
             return
         movements = self._past.person(m.person, self._world.presence_since(now))
         others = [o for o in movements if not _same(o, m)]
-        self._occupancy.move(self._stay(movements, now), self._stay(others, now), now)
-        self._occupancy.give_back(taken or [], now)
+        self.occupancy.move(self._stay(movements, now), self._stay(others, now), now)
+        self.occupancy.give_back(taken or [], now)
 
     def clear(self, area: str, now: int, at: int) -> None:
         """Everybody in that area is outside; ``at`` is what is recorded as the time of it."""
         self._cleared[area] = at
-        self._occupancy.clear(area, now)
+        self.occupancy.clear(area, now)
 
     def _counts(self, m: Movement) -> bool:
         """Whether a movement counts, as far as is known."""

@@ -47,6 +47,10 @@ class History(Protocol):
 
     def entitlement(self, entitlement: str, since: int) -> Sequence[Movement]: ...
 
+    def quiet(self, person: str, entitlement: str, since: int) -> bool:
+        """Whether certainly neither has moved from this instant on, as most people at a gate have not: one
+        question in the place of two. False: ask."""
+
 
 class Counts(Protocol):
     """How many people are in the areas, pending entries included."""
@@ -183,42 +187,30 @@ def _enter(
     agenda = at.agenda
     if not agenda.start <= now < agenda.end:
         agenda.turn(now)
-    asked = []
-    for entitlement in credential.entitlements:
+    history, entitlements = facts.history, credential.entitlements
+    came: dict[str, Sequence[Movement]] = {}
+    """By entitlement, the movements of its person; not where it is known that neither has moved."""
+    for entitlement in entitlements:
         plan = agenda.plan(entitlement.product)
         person = entitlement.holder or person_of(entitlement, credential)
-        movements: Sequence[Movement] = NO_MOVEMENTS
-        if plan is not None and plan.asks_person:
-            movements = facts.history.person(person, agenda.since)
-            if movements and plan.hosts:  # 5
-                guest = _guest(facts, at, now, credential, entitlement, plan, movements, closed)
-                if guest is not None:
-                    return _busy(guest) if busy and guest.verdict is _GRANTED else guest
-        asked.append((entitlement, plan, person, movements))
-    if facts.pending and not closed:
-        for _, _, person, _ in asked:
+        if history.quiet(person, entitlement.id, agenda.since if plan is None else plan.since):
+            continue
+        movements = came[entitlement.id] = history.person(person, agenda.since)
+        if movements and plan is not None and plan.hosts:  # 5
+            guest = _guest(facts, at, now, credential, entitlement, plan, movements, closed)
+            if guest is not None:
+                return _busy(guest) if busy and guest.verdict is _GRANTED else guest
+    if came and not closed:
+        for entitlement in entitlements:
+            person = entitlement.holder or person_of(entitlement, credential)
             earlier = facts.pending.get((at.point.name, person))
             if earlier is not None:
                 return _again(earlier, credential)
 
     failures: list[Failure] = []
-    for entitlement, plan, person, movements in asked:  # 6
-        passed = _ask(facts, at, now, entitlement, plan, failures, closed)
-        if passed is not None:
-            rule, product, grace, left = passed
-            decision = Decision(
-                _GRANTED,
-                None,
-                (),
-                credential.id,
-                entitlement.holder,
-                entitlement.id,
-                product.id,
-                0,
-                left,
-                person,
-            )
-            _presence(facts, at, now, rule, product, grace, decision, movements)  # 7, 8
+    for entitlement in entitlements:
+        decision = _ask(facts, at, now, credential, entitlement, came.get(entitlement.id), failures, closed)
+        if decision is not None:
             return _busy(decision) if busy and decision.verdict is _GRANTED else decision
     if not failures:
         return _early(credential, Verdict.NO_RIGHT)
@@ -236,16 +228,20 @@ def _ask(
     facts: Facts,
     at: PointAt,
     now: int,
+    credential: Credential,
     entitlement: Entitlement,
-    plan: Plan | None,
+    came: Sequence[Movement] | None,
     failures: list[Failure],
     closed: bool,
-) -> tuple[RuleAt, Product, bool, int | None] | None:
-    """The first rule of an entitlement that passes a to h, with the product, whether it is grace, and what
-    is left; else the failures are noted. ``plan``: its product's rules here, None where it has none."""
-    world = facts.world
+) -> Decision | None:
+    """Steps 6 to 9 for one entitlement; None where no rule of it passes, and the failures are noted.
+
+    ``came``: the movements of its person; None where it is known that neither of the two has moved.
+    """
+    world, agenda = facts.world, at.agenda
+    plan = agenda.plan(entitlement.product)
     product = world.products.get(entitlement.product or "") if plan is None else plan.product
-    standing = _standing(world.calendar, entitlement, product, now, at.agenda.day)
+    standing = _standing(world.calendar, entitlement, product, now, agenda.day)
     if standing is not False and standing is not True:  # a to c
         step, verdict, detail = standing
         rules = [None] if plan is None else plan.rules
@@ -254,12 +250,50 @@ def _ask(
     if plan is None or product is None:  # d
         failures.append(Failure(3, Verdict.NO_RIGHT, None, entitlement, product, None))
         return None
+    if came is None and plan.first is not None and not closed:
+        rule, left = plan.first, plan.first.first_left
+    else:
+        passed = _passes(facts, now, entitlement, plan, came is None, failures, closed)
+        if passed is None:
+            return None
+        rule, left = passed
+    decision = Decision(
+        _GRANTED,
+        None,
+        (),
+        credential.id,
+        entitlement.holder,
+        entitlement.id,
+        product.id,
+        0,
+        left,
+        entitlement.holder or person_of(entitlement, credential),
+    )
+    if came or standing or product.attention:
+        _presence(facts, at, now, rule, product, standing, decision, came or NO_MOVEMENTS)  # 7, 8
+    elif rule.capacities and facts.occupancy.full(rule.capacities, now):  # 8
+        decision.verdict, decision.left = Verdict.AREA_FULL, None
+    return decision
+
+
+def _passes(
+    facts: Facts,
+    now: int,
+    entitlement: Entitlement,
+    plan: Plan,
+    quiet: bool,
+    failures: list[Failure],
+    closed: bool,
+) -> tuple[RuleAt, int | None] | None:
+    """The first rule that passes e to h, with what is left; else the failures are noted. ``quiet``: it is
+    known that the entitlement has no movements that count."""
+    product = plan.product
     if not plan.on_time:  # e; where one is on time the others do not come as far as that one
         failures.extend(
             Failure(4, Verdict.NOT_AT_THIS_TIME, None, entitlement, product, rule) for rule in plan.rules
         )
         return None
-    movements: Sequence[Movement] | None = None
+    movements: Sequence[Movement] | None = NO_MOVEMENTS if quiet else None
     for rule in plan.on_time:
         if closed and not rule.bypass_closed:  # f
             failures.append(Failure(5, Verdict.LANE_CLOSED, None, entitlement, product, rule))
@@ -267,8 +301,7 @@ def _ask(
         left = rule.first_left
         if rule.counted:
             if movements is None:
-                since = plan.since(entitlement, now) if plan.by_term else plan.reach
-                movements = facts.history.entitlement(entitlement.id, since)
+                movements = facts.history.entitlement(entitlement.id, plan.reaches(entitlement, now))
             if movements or rule.by_term:
                 entries = rule.entries(movements, now, guests=False)
                 if not rule.move:
@@ -282,7 +315,7 @@ def _ask(
             elif rule.never:
                 failures.append(Failure(7, Verdict.LIMIT_REACHED, None, entitlement, product, rule))
                 continue
-        return rule, product, standing, left
+        return rule, left
     return None
 
 
@@ -431,7 +464,7 @@ def _presence(
 ) -> None:
     """Steps 7 and 8 for somebody whose rule has passed; the decision is changed where they say otherwise.
     ``movements`` are the person's."""
-    capacities = () if rule.bypass_capacity else at.capacities_holder
+    capacities: Sequence[tuple[str, int]] = rule.capacities
     passback = False
     if movements:
         world, point = facts.world, at.point
@@ -444,7 +477,7 @@ def _presence(
             if passback and point.anti_passback is not AntiPassback.SOFT:
                 decision.verdict, decision.left = Verdict.PASSBACK, None
                 return
-        capacities = tuple(c for c in capacities if not is_in(world, here, c[0], now))
+        capacities = [c for c in capacities if not is_in(world, here, c[0], now)]
     if capacities and facts.occupancy.full(capacities, now):
         decision.verdict, decision.left = Verdict.AREA_FULL, None
     elif grace or passback or product.attention:

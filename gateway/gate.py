@@ -131,7 +131,7 @@ class Gate:
         self._pending: dict[tuple[str, str], GrantAt] = {}
         self._cleared: dict[str, int] = {}
         self.crowd = Crowd(world, self.past, self._cleared)
-        self.facts = Facts(world, self.past, self.crowd, self._cleared, self._pending)
+        self.facts = Facts(world, self.past, self.crowd.occupancy, self._cleared, self._pending)
         self._snapshot: Snapshot | None = None
         self.stale = False
         self.synchronised = True
@@ -230,8 +230,9 @@ class Gate:
     def judge(self, at: PointAt, payload: bytes, now: int, *, suspect: bool = False) -> Decision:
         """The decision, changing nothing."""
         snapshot, lane = self._snapshot, self.lanes[at.point.lane].lane
-        ok = is_code(payload)
-        credential = snapshot.find(payload) if ok and snapshot is not None else None
+        credential = None if snapshot is None else snapshot.find(payload)
+        # What the snapshot has was found to be a code when it came, so only what it has not is looked at.
+        ok = credential is not None or is_code(payload)
         return decide(self.facts, at, now, ok, credential, lane.mode, lane.busy, self.stale, suspect)
 
     def _event(self, scan: Scan, at: PointAt, decision: Decision, now: int) -> AccessEvent:
@@ -517,7 +518,7 @@ class Gate:
         """Occupancy as it was (or would be) at another time, for as long as the block lasts."""
         facts, crowd = self.facts, Crowd(self.world, self.past, dict(self.facts.cleared))
         crowd.rebuild(movements, now)
-        self.facts = replace(facts, occupancy=crowd, pending={})
+        self.facts = replace(facts, occupancy=crowd.occupancy, pending={})
         try:
             yield
         finally:

@@ -19,6 +19,9 @@ class Snapshot(Protocol):
 
     def movements_of_entitlement(self, entitlement: str, since: int) -> Sequence[Movement]: ...
 
+    @property
+    def has_usage(self) -> bool: ...
+
 
 class Ledger(Protocol):
     """What happened here, as the gate writes and asks for it."""
@@ -28,6 +31,8 @@ class Ledger(Protocol):
     def person(self, person: str, since: int) -> Sequence[Movement]: ...
 
     def entitlement(self, entitlement: str, since: int) -> Sequence[Movement]: ...
+
+    def quiet(self, person: str, entitlement: str, since: int) -> bool: ...
 
 
 class Past:
@@ -49,6 +54,13 @@ class Past:
         snapshot, here = self.snapshot, self._ledger.entitlement(entitlement, since)
         usage = None if snapshot is None else snapshot.movements_of_entitlement(entitlement, since)
         return self._merged(here, usage) if usage else here
+
+    def quiet(self, person: str, entitlement: str, since: int) -> bool:
+        """Whether certainly neither has moved from this instant on; False where that takes a look."""
+        snapshot = self.snapshot
+        if snapshot is not None and snapshot.has_usage:
+            return False
+        return self._ledger.quiet(person, entitlement, since)
 
     def _merged(self, here: Sequence[Movement], usage: Sequence[Movement]) -> Sequence[Movement]:
         elsewhere = [m for m in usage if not self.is_own(m)]

@@ -155,8 +155,13 @@ class Occupancy:
     """How many people are in each area."""
 
     def __init__(self, world: World) -> None:
-        self._world = world
         self._areas: dict[str, _Heads] = {}
+        self.reset(world)
+
+    def reset(self, world: World) -> None:
+        """Nobody is anywhere, in this world."""
+        self._world = world
+        self._areas.clear()
 
     def _at(self, area: str, now: int) -> _Heads:
         found = self._areas.get(area)

@@ -69,6 +69,9 @@ class ListLedger:
     def entitlement(self, entitlement: str, since: int) -> Sequence[Movement]:
         return _since(self._entitlement.get(entitlement), since)
 
+    def quiet(self, person: str, entitlement: str, since: int) -> bool:
+        return person not in self._person and entitlement not in self._entitlement
+
 
 def _at(movement: Movement) -> int:
     return movement.at

@@ -59,6 +59,7 @@ class RuleAt:
         "by_term",
         "bypass_capacity",
         "bypass_closed",
+        "capacities",
         "counted",
         "days",
         "during",
@@ -109,6 +110,7 @@ class RuleAt:
             point.anti_passback is not AntiPassback.OFF and Bypass.PASSBACK not in rule.bypass
         )
         self.bypass_capacity = Bypass.CAPACITY in rule.bypass
+        self.capacities = () if self.bypass_capacity else areas.capacities(point.to)
         self.bypass_closed = Bypass.CLOSED in rule.bypass
         self._plain = (
             self.days is None

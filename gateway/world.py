@@ -63,7 +63,7 @@ class World:
                 )
             )
         }
-        limited = tuple((a, c) for a in to.up if (c := areas[a].capacity) is not None)
+        limited = areas.capacities(point.to)
         return PointAt(
             point,
             areas.is_exit(point.from_, point.to),
@@ -72,7 +72,7 @@ class World:
             tuple((a, c) for a, c in limited if a not in from_.up),
             limited,
             rules,
-            Agenda(self.calendar, self.products, rules, areas.longest_presence, bool(limited)),
+            Agenda(self.calendar, self.products, rules, areas.longest_presence),
         )
 
     def presence_since(self, at: int) -> int:

@@ -66,8 +66,8 @@ class Prepared:
     steps: list[_Put | _Inactivate] = field(default_factory=list)
     bad: list[BadRecord] = field(default_factory=list)
     unknown_kinds: Counter[str] = field(default_factory=Counter)
-    blocks: list[bytes] = field(default_factory=list)
-    """The keys of holders who become blocked (``rows.blocked_key``)."""
+    blocks: list[str] = field(default_factory=list)
+    """The holders who become blocked."""
     uses: bool = False
 
 
@@ -86,7 +86,7 @@ def prepare(batch: Sequence[JsonObject], key: CodeKey) -> Prepared:
             continue
         prepared.steps.append(step)
         if isinstance(record, Holder) and record.blocked:
-            prepared.blocks.append(rows.blocked_key(record.id))
+            prepared.blocks.append(record.id)
         prepared.uses |= isinstance(record, Movement)
     return prepared
 

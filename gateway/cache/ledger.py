@@ -89,6 +89,8 @@ class Ledger:
         self._closed = False
         self._overlay = Overlay()
         self._seen = Seen(recent_from)
+        self.quiet = self._seen.quiet
+        """See there; what is not on disk yet is in the filter too."""
         self._filled = False
         self._cleared: dict[str, int] = {}
         self._writer = Writer(path, gateway_id, self._tell)
@@ -161,20 +163,21 @@ class Ledger:
         made it (``of``) or its number. A clear names its area in ``from_``.
         Beyond ``memory_events`` that are not on disk, events are counted in ``lost`` and forgotten.
         """
+        movement = event.movement
+        if movement is not None:  # also of what is lost, so that nobody is quiet whose grant is pending
+            self._seen.add(movement.person, movement.entitlement, movement.at)
         if self.pending >= self._memory_events or self._closed:
             self.lost += 1
             if then is not None:
                 self._loop.call_soon(then, self._admit)
             return
         entry = Entry(event, event_row(event))
-        movement = event.movement
         if movement is not None:
             entry.movement = movement
             entry.movement_row = movement_row(movement)
             of = event.of
             entry.settles = movement.seq is not None or (of is not None and of.movement is movement)
             self._overlay.cover(movement)
-            self._seen.add(movement.person, movement.entitlement, movement.at)
         if event.kind is EventKind.CLEAR and event.from_ is not None:
             self._cleared[event.from_] = max(event.at, self._cleared.get(event.from_, event.at))
         self.pending += 1

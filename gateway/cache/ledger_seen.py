@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 CELLS = 1 << 20
 """Bytes of one filter. With 100,000 keys one look-up in 300 is answered "perhaps" for nothing."""
+_LAST = CELLS - 1
 
 _MASKS = tuple(1 << a | 1 << b for a in range(8) for b in range(a))
 _MASKS += _MASKS[:4]  # 28 pairs of bits, filled up to 32
@@ -49,6 +50,19 @@ class Seen:
         spread = hash(key)
         mask = _MASKS[spread >> 20 & 31]
         return self._cells[spread & CELLS - 1] & mask == mask
+
+    def quiet(self, person: str, entitlement: str, since: int) -> bool:
+        """Whether certainly neither has a movement from this instant on; never a query."""
+        if since < self.since:
+            return False
+        cells = self._cells
+        spread = hash(person)
+        mask = _MASKS[spread >> 20 & 31]
+        if cells[spread & _LAST] & mask == mask:
+            return False
+        spread = hash(entitlement)
+        mask = _MASKS[spread >> 20 & 31]
+        return cells[spread & _LAST] & mask != mask
 
     def fill(self, keys: Iterable[tuple[str | None, str | None]], newest: int) -> None:
         """Takes the persons and entitlements that moved from ``wanted`` on, before this run."""

@@ -59,6 +59,8 @@ _BLOCKED_LAST = 0xC3
 """How msgpack writes ``true``, the last field of a blocked holder's row."""
 _AT_BIAS = 1 << 63
 _LONGEST_ID = 255
+BLOCKED_DIGEST = hashlib.blake2b().digest_size
+"""A key among the blocked of this length may be a digest."""
 
 
 @dataclass(slots=True)

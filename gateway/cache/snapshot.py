@@ -40,8 +40,8 @@ _LOCK_BYTES = 16384
 """More than LMDB's lock file takes with 16 readers."""
 _READERS = 16
 _CHUNK = 1000
-_MARKS = 1 << 18
-"""With 10,000 blocked holders one scan in 26 asks for nothing."""
+_LAST_MARK = (1 << 18) - 1
+"""Of the marks of blocked holders. With 10,000 of them one scan in 26 reads for nothing."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -106,9 +106,9 @@ class Snapshot:
                 "Put the right one back, or import the cards anew"
             )
         # Who may be blocked, by hash and never one too few: it saves each scan a read.
-        self._maybe_blocked = bytearray(_MARKS)
+        self._maybe_blocked = bytearray(_LAST_MARK + 1)
         self._mark_blocked()
-        self._any_usage = counts.usages > 0
+        self.has_usage = counts.usages > 0
         self._begin = self._env.begin
         self._code_state = key.code_state
 
@@ -149,7 +149,7 @@ class Snapshot:
         digest = self._code_state.copy()
         digest.update(code)
         txn = self._begin(self._credentials)
-        get = txn.get
+        get, marks = txn.get, self._maybe_blocked
         try:
             row = get(digest.digest())
             if row is None:
@@ -162,10 +162,9 @@ class Snapshot:
                     entitlement = Entitlement(*_unpack(row))
                     found.append(entitlement)
                     holder = entitlement.holder
-                    if holder is not None:
-                        blocked = holder.encode() if len(holder) < 64 else rows.blocked_key(holder)
-                        if self._maybe_blocked[hash(blocked) & _MARKS - 1]:
-                            entitlement.blocked = get(blocked, None, self._blocked) is not None
+                    if holder is not None and marks[hash(holder) & _LAST_MARK]:
+                        blocked = get(rows.blocked_key(holder), None, self._blocked)
+                        entitlement.blocked = blocked is not None
         finally:
             txn.abort()
         return Credential(id_, state, tuple(found))
@@ -180,11 +179,11 @@ class Snapshot:
 
     def movements_of_person(self, person: str, since: int) -> Sequence[Movement]:
         """The ``usage`` of a person (holder's id, or ``card:`` and the credential's) from an instant on."""
-        return self._movements("usage_person", person, since) if self._any_usage else NO_MOVEMENTS
+        return self._movements("usage_person", person, since) if self.has_usage else NO_MOVEMENTS
 
     def movements_of_entitlement(self, entitlement: str, since: int) -> Sequence[Movement]:
         """The ``usage`` that names an entitlement, from an instant on, in the order of time."""
-        return self._movements("usage_entitlement", entitlement, since) if self._any_usage else NO_MOVEMENTS
+        return self._movements("usage_entitlement", entitlement, since) if self.has_usage else NO_MOVEMENTS
 
     def _movements(self, table: str, of: str, since: int) -> Sequence[Movement]:
         prefix = self._key.id(of)
@@ -200,7 +199,7 @@ class Snapshot:
     def movements_since(self, at: int) -> Iterator[Movement]:
         """All ``usage`` from an instant on, in the order of time; for the start of the gate."""
         start = rows.at_key(at)
-        while self._any_usage:
+        while self.has_usage:
             # A thousand a transaction, so that an iteration nobody ends does not keep one open.
             with self._env.begin(self._tables["usage_time"]) as txn, txn.cursor() as cursor:
                 chunk = []
@@ -274,10 +273,10 @@ class Snapshot:
                 "Mend the disk and start again"
             )
         prepared = changes.prepare(batch, self._key)
-        for blocked in prepared.blocks:  # before it can be seen, so that no scan misses it
-            self._maybe_blocked[hash(blocked) & _MARKS - 1] = 1
+        for holder in prepared.blocks:  # before it can be seen, so that no scan misses it
+            self._maybe_blocked[hash(holder) & _LAST_MARK] = 1
         if prepared.uses:
-            self._any_usage = True
+            self.has_usage = True
         try:
             # The file ends beyond every page that this can take into use, before it takes it.
             used, _ = generations.used_bytes(self.path)
@@ -299,13 +298,16 @@ class Snapshot:
                 f"changes cannot be written to {self.path}: {error}. Look for a full or failing disk"
             ) from error
         self._meta = meta
-        self._any_usage = self.counts().usages > 0
+        self.has_usage = self.counts().usages > 0
         return applied
 
     def _mark_blocked(self) -> None:
         with self._env.begin(self._blocked) as txn, txn.cursor() as cursor:
-            for blocked in cursor.iternext(values=False):
-                self._maybe_blocked[hash(blocked) & _MARKS - 1] = 1
+            for key in cursor.iternext(values=False):
+                if len(key) != rows.BLOCKED_DIGEST:
+                    self._maybe_blocked[hash(key.decode()) & _LAST_MARK] = 1
+                else:  # it may be a digest, of an id that cannot be known: it may be anybody
+                    self._maybe_blocked[:] = b"\1" * len(self._maybe_blocked)
 
     def _read_meta(self) -> rows.Meta:
         with self._env.begin(self._tables["meta"]) as txn:

@@ -240,6 +240,8 @@ class Lane(Generic[G]):
 
         As of the last call; call ``tick`` first. A free lane is never busy.
         """
+        if not self._waiting and self._policy != "refuse":
+            return False
         if self.mode is LaneMode.FREE or self._policy == "extend":
             return False
         if self._policy == "refuse":

@@ -252,6 +252,22 @@ def test_the_filter_moves_on_and_forgets_nobody(tmp_path: Path) -> None:
                         )
                         found = [m.seq for m in rig.ledger.person(f"P{asked}", since)]
                         assert found == ([asked] if at >= since else [])
+                        if found:
+                            assert not rig.ledger.quiet(f"P{asked}", "nobody's", since)
+                            assert not rig.ledger.quiet("nobody", f"E-P{asked}", since)
+                assert rig.ledger.quiet("nobody", "nobody's", 7 * DAY)
+
+    asyncio.run(main())
+
+
+def test_nobody_is_quiet_whose_movement_was_too_much(tmp_path: Path) -> None:
+    """What is lost because the ledger is full has happened all the same: its grant may be pending."""
+
+    async def main() -> None:
+        with Rig(tmp_path, memory=0) as rig:
+            assert rig.ledger.quiet("H1", "E-H1", 0)
+            rig.grants(1, 2)
+            assert (rig.ledger.lost, rig.ledger.quiet("H1", "E-H1", 0)) == (1, False)
 
     asyncio.run(main())
 
