@@ -1,5 +1,5 @@
 """What is said of a verdict to those who listen: the display's feed and the log. Never on the way to the
-pulse: words are found while the ledger's commit is under way, and no faster than somebody can use them."""
+pulse: words are found a little later, and no faster than somebody can use them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from gateway.world import PointAt
 
 AT_ONCE = 64
 """Verdicts put into words in one turn of the loop; a longer burst is told in several."""
+LATER = 0.02
+"""Seconds from a verdict to its words: the commit and the pulse come first. At once, words would hold up the
+ledger's thread, which needs the interpreter to begin its commit."""
 LOG_RATE, LOG_BURST = 20, 100
 """Verdicts logged a second, and at once; the rest is counted in the next line."""
 
@@ -50,7 +53,7 @@ class Teller:
             self._waiting.append((scan, at, decision, now, log))
             if not self._scheduled:
                 self._scheduled = True
-                self._loop.call_soon(self._say)
+                self._loop.call_later(LATER, self._say)
 
     def _say(self) -> None:
         watched = self._watched()
