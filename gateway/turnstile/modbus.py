@@ -70,6 +70,8 @@ class ModbusLink:
     gap = 0.01
     """Seconds. The line must be silent for 3.5 characters between frames: 4 ms at 9600 baud."""
 
+    prompt = False
+
     def __init__(self, device: str, baudrate: int) -> None:
         self.device = device
         self.baudrate = baudrate

@@ -9,6 +9,7 @@ ends its answer with a prompt ``>``.
 
 from __future__ import annotations
 
+import os
 import time
 
 import serial
@@ -61,6 +62,7 @@ class SerialLink:
         self.device = device
         self.baudrate = baudrate
         self.board = board
+        self.prompt = board in ("lcus", "kmtronic")
         self.port: serial.Serial | None = None
 
     def open(self) -> None:
@@ -76,13 +78,15 @@ class SerialLink:
             port.close()
 
     def write(self, data: bytes, *, answered: bool) -> int:
-        """Returns when it was written, monotonic microseconds. ``answered``: an answer will be read, so
-        bytes that came unasked are dropped before."""
+        """Returns when it was written, monotonic microseconds. Never blocks: at the pace of commands there is
+        always room for one. ``answered``: an answer will be read, so bytes that came unasked are dropped
+        before."""
         if self.port is None:
             raise OSError("the port is not open")
         if answered and self.port.in_waiting:
             self.port.read(self.port.in_waiting)
-        self.port.write(data)
+        if os.write(self.port.fileno(), data) != len(data):
+            raise OSError("the port takes no more bytes")
         return monotonic_us()
 
     def read(self, until: bytes, size: int) -> bytes:

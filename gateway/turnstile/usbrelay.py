@@ -111,6 +111,7 @@ class UsbLink:
     """
 
     gap = 0.0
+    prompt = False
 
     def __init__(
         self, device: str | None, board: str | None, open_fd: Callable[[], int] | None = None

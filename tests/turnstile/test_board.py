@@ -31,9 +31,11 @@ class Bench:
     """A device in memory: notes what it is told, can be slow, broken or gone."""
 
     gap = 0.0
+    prompt = False
 
     def __init__(self) -> None:
         self.heard: list[bool] = []
+        self.by: list[str] = []
         self.fault: Exception | None = None
         self.gate = threading.Event()
         self.gate.set()
@@ -53,6 +55,7 @@ class Bench:
         if self.fault is not None:
             raise self.fault
         self.heard.append(on)
+        self.by.append(threading.current_thread().name)
         return time.monotonic_ns() // 1000
 
     def flash(self, duration: int) -> int | None:
@@ -94,6 +97,55 @@ async def test_a_pulse_that_waited_too_long_behind_a_blocked_device_is_not_given
     relay.close(False)
     assert bench.heard == [False, True, False, False]
     assert "too long" in told.failed[0]
+    assert told.pulsed == []
+
+
+async def test_a_prompt_board_at_rest_is_pulsed_by_the_loop_and_put_off_by_its_thread():
+    """The short cut: the pulse is there when the call returns, told later, and ended by the thread."""
+    bench, told, relay = on_bench()
+    bench.prompt = True
+    relay.open()
+    await until(lambda: told.ups)
+    relay.pulse(PULSE)
+    assert bench.heard == [False, True]
+    assert told.pulsed == []
+    await until(lambda: len(bench.heard) == 3)
+    ended = time.monotonic()
+    relay.close(False)
+    assert bench.heard == [False, True, False, False]
+    assert bench.by == ["board bench", "MainThread", "board bench", "board bench"]
+    assert ended - told.pulsed[0] / 1e6 >= PULSE / 1e6
+
+
+async def test_a_prompt_board_is_left_to_its_thread_where_it_is_not_at_rest():
+    """During a pulse the loop gives no command: the thread makes it longer."""
+    bench, told, relay = on_bench()
+    bench.prompt = True
+    relay.open()
+    await until(lambda: told.ups)
+    relay.pulse(PULSE)
+    relay.pulse(PULSE)
+    await until(lambda: bench.heard[-1:] == [False] and len(bench.heard) > 2)
+    relay.close(False)
+    assert bench.heard == [False, True, True, False, False]
+    assert bench.by[1:3] == ["MainThread", "board bench"]
+    assert len(told.pulsed) == 2
+
+
+async def test_a_prompt_board_that_fails_is_told_by_its_thread():
+    """A write that fails on the loop raises nothing there: told, down, and off when it is back."""
+    bench, told, relay = on_bench()
+    bench.prompt = True
+    relay.open()
+    await until(lambda: told.ups)
+    bench.fault = OSError(errno.EIO, "Input/output error")
+    relay.pulse(PULSE)
+    await until(lambda: told.ups == [True, False])
+    bench.fault = None
+    await until(lambda: told.ups == [True, False, True])
+    relay.close(False)
+    assert bench.heard == [False, False, False]
+    assert "not repeated" in told.failed[0]
     assert told.pulsed == []
 
 
