@@ -48,14 +48,15 @@ class Plan:
         return reach
 
 
-class Agenda:
-    """``turn`` to an instant before reading; good from ``start`` until ``end``, a minute at most."""
+class Agenda(dict[str | None, Plan | None]):
+    """By product its plan; None where it has no rules here, or where there is no such product.
+
+    ``turn`` to an instant before reading; good from ``start`` until ``end``, a minute at most."""
 
     __slots__ = (
         "_calendar",
         "_edges",
         "_longest",
-        "_plans",
         "_products",
         "_rules",
         "day",
@@ -71,12 +72,12 @@ class Agenda:
         rules: Mapping[str, Sequence[RuleAt]],
         longest_presence: int,
     ) -> None:
+        super().__init__()
         self._calendar = calendar
         self._products = products
         self._rules = rules
         self._longest = longest_presence
         self._edges = sorted({edge for listed in rules.values() for rule in listed for edge in rule.edges()})
-        self._plans: dict[str | None, Plan] = {}
         self.start = self.end = 0
         self.day = 0
         """The venue day."""
@@ -97,14 +98,14 @@ class Agenda:
         self.start = max(start, edges[place - 1]) if place else start
         self.end = min(end, edges[place]) if place < len(edges) else end
         self.since = min(began, self.start - DAY, self.start - self._longest)
-        self._plans.clear()
+        self.clear()
 
-    def plan(self, product: str | None) -> Plan | None:
-        """The rules of a product now; None where it has none here, or where there is no such product."""
-        found = self._plans.get(product)
-        if found is None and product is not None and product in self._rules:
-            found = self._plans[product] = self._plan(self._products[product], self._rules[product])
-        return found
+    def __missing__(self, product: str | None) -> Plan | None:
+        plan = None
+        if product is not None and product in self._rules:
+            plan = self._plan(self._products[product], self._rules[product])
+        self[product] = plan
+        return plan
 
     def _plan(self, product: Product, rules: Sequence[RuleAt]) -> Plan:
         at = self.start

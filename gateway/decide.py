@@ -29,7 +29,6 @@ from gateway.model import (
 )
 from gateway.presence import is_in, stay
 from gateway.rules import RuleAt
-from gateway.venuetime import Calendar
 from gateway.world import PointAt, World
 
 BUSY = "busy"
@@ -191,7 +190,7 @@ def _enter(
     came: dict[str, Sequence[Movement]] = {}
     """By entitlement, the movements of its person; not where it is known that neither has moved."""
     for entitlement in entitlements:
-        plan = agenda.plan(entitlement.product)
+        plan = agenda[entitlement.product]
         person = entitlement.holder or person_of(entitlement, credential)
         if history.quiet(person, entitlement.id, agenda.since if plan is None else plan.since):
             continue
@@ -238,10 +237,10 @@ def _ask(
 
     ``came``: the movements of its person; None where it is known that neither of the two has moved.
     """
-    world, agenda = facts.world, at.agenda
-    plan = agenda.plan(entitlement.product)
-    product = world.products.get(entitlement.product or "") if plan is None else plan.product
-    standing = _standing(world.calendar, entitlement, product, now, agenda.day)
+    agenda = at.agenda
+    plan = agenda[entitlement.product]
+    product = facts.world.products.get(entitlement.product or "") if plan is None else plan.product
+    standing = _standing(facts, entitlement, product, now, agenda.day)
     if standing is not False and standing is not True:  # a to c
         step, verdict, detail = standing
         rules = [None] if plan is None else plan.rules
@@ -320,7 +319,7 @@ def _passes(
 
 
 def _standing(
-    calendar: Calendar, entitlement: Entitlement, product: Product | None, now: int, day: int
+    facts: Facts, entitlement: Entitlement, product: Product | None, now: int, day: int
 ) -> tuple[int, Verdict, str | None] | bool:
     """Steps a to c of one entitlement: what fails, else whether it lives on in grace. ``day``: the venue
     day of ``now``."""
@@ -334,7 +333,7 @@ def _standing(
     bound = entitlement.valid_until
     if bound is not None and (now >= bound >> 1 if bound & 1 else day > bound >> 1):
         days = 0 if product is None else product.grace_days
-        if not days or now >= calendar.grace_ends(bound, days):
+        if not days or now >= facts.world.calendar.grace_ends(bound, days):
             return 2, Verdict.EXPIRED, None
         return True
     return False
@@ -403,7 +402,7 @@ def _guest(
     if now - max([own.at, *(m.at for m in guests)]) > at.point.guest_window:
         return None
     product = plan.product
-    grace = _standing(calendar, entitlement, product, own.at, calendar.day(own.at))
+    grace = _standing(facts, entitlement, product, own.at, calendar.day(own.at))
     if not isinstance(grace, bool):
         return None
     for rule in plan.rules:

@@ -149,25 +149,25 @@ class Snapshot:
         digest = self._code_state.copy()
         digest.update(code)
         txn = self._begin(self._credentials)
-        get, marks = txn.get, self._maybe_blocked
+        get = txn.get
         try:
             row = get(digest.digest())
             if row is None:
                 return None
             id_, state, keys = _unpack(row)
-            found = []
+            found: tuple[Entitlement, ...] = ()
             for key in keys:
                 row = get(key, None, self._entitlements)
                 if row is not None:
                     entitlement = Entitlement(*_unpack(row))
-                    found.append(entitlement)
+                    found += (entitlement,)
                     holder = entitlement.holder
-                    if holder is not None and marks[hash(holder) & _LAST_MARK]:
+                    if holder is not None and self._maybe_blocked[hash(holder) & _LAST_MARK]:
                         blocked = get(rows.blocked_key(holder), None, self._blocked)
                         entitlement.blocked = blocked is not None
         finally:
             txn.abort()
-        return Credential(id_, state, tuple(found))
+        return Credential(id_, state, found)
 
     # --- beside it ------------------------------------------------------------------------------------
 
