@@ -85,7 +85,8 @@ class Zygote:
     def close(self) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it is gone already
+            self._process.stdin.close()
         self._process.wait(WAIT)
         self._process.stdout.close()
 
@@ -392,22 +393,28 @@ class Site:
         return self.gate
 
     def kill(self) -> None:
-        """kill -9, and new ptys: what the dead gate has not read is gone with its devices."""
+        """kill -9, and new ptys."""
         assert self.gate is not None
         self.gate.kill()
+        self._plug_anew()
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """SIGTERM or another, an end in order, and new ptys."""
+        assert self.gate is not None
+        self.gate.signal(number)
+        assert self.gate.wait() == 0, self.gate.errors()
+        self._plug_anew()
+
+    def _plug_anew(self) -> None:
+        """What the gate that is gone has not read goes with its devices, and so does a pty's mark that it is
+        used by one alone, which a port loses when it is closed and a pty does not."""
         self._disconnect()
         for board in self.boards.values():
-            board.drain()
+            if board.fileno() >= 0:
+                board.drain()
             board.plug()
         for scanner in self.scanners.values():
             scanner.plug()
-
-    def stop(self) -> None:
-        """SIGTERM, and an end in order."""
-        assert self.gate is not None
-        self.gate.signal(signal.SIGTERM)
-        assert self.gate.wait() == 0, self.gate.errors()
-        self._disconnect()
 
     def close(self) -> None:
         """End everything; no gate may have had an accident."""

@@ -68,7 +68,7 @@ class Disk:
         (self.seen / "filler").unlink()
 
     def remount(self, how: str) -> None:
-        done = self.zygote.ask("run", command=["mount", "-o", f"remount,{how}", str(self.folder)])
+        done = self.zygote.ask("run", command=["mount", "-o", f"remount,bind,{how}", str(self.folder)])
         assert done[0] == 0, done
 
 

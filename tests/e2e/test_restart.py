@@ -157,9 +157,7 @@ def test_stop_in_order(site: Callable[..., Site], fail: str, number: int) -> Non
     here.start()
     for n in range(10):
         assert here.scan("in", f"OPEN{n}")["verdict"] == "granted"
-    assert here.gate is not None
-    here.gate.signal(number)
-    assert here.gate.wait() == 0
+    here.stop(number)
     assert here.boards["north"].last() is (fail == "safe")
     assert here.boards["north"].pulses() - (fail == "safe") <= 10
     assert not (here.folder / "a").exists()
