@@ -2,7 +2,8 @@
 
 Start: lock the data_dir, open snapshot and ledger, close grants that a crash left open, reckon who is
 where, open relays, sensors, readers and sockets, say that it is ready. Stop: readers first, so that no
-grant is made that cannot be opened; relays in their configured state; the ledger last.
+grant is made that cannot be opened, and those on their way are; relays in their configured state; the ledger
+last.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ from gateway.venuetime import DAY
 
 _HOUSEKEEPING = 1.0
 _FOR_EVER = 100 * 366 * DAY
+_FINISH = 10.0
+"""Seconds that a stop waits at most for grants on their way and pulses that go on."""
 _SLOW = 2.0
 """Seconds for which a reader is not read after an unknown code beyond the rate."""
 _CLOCK_SLACK = 1_000_000
@@ -522,6 +525,22 @@ class Daemon:
         notify("STOPPING=1")
         return self._exit
 
+    async def finish(self) -> None:
+        """Read no more, and let in who has been granted: without this a restart would use up the ticket of
+        somebody whose event was on its way to the disk, and shut the lane before them."""
+        self._close_readers()
+        until = self.loop.time() + _FINISH
+        while self._unfinished() and self.loop.time() < until:  # noqa: ASYNC110 - the writer and relays are threads
+            await asyncio.sleep(0.005)
+
+    def _unfinished(self) -> bool:
+        if self.ledger.pending and self.ledger.failed is None:
+            return True
+        now = monotonic()
+        lanes = self.gate.lanes.values()
+        # Where there is a sensor, who still waits in the lane's queue is given back at the next start.
+        return any((at.lane.ready_at or 0) > now or (at.lane.pending and not at.sensor) for at in lanes)
+
     def close(self) -> None:
         """Close everything in the opposite order of opening."""
         for handle in (self._deadline, getattr(self, "_timer", None)):
@@ -548,6 +567,9 @@ async def serve(config: Config) -> int:
     gc.freeze()
     gc.set_threshold(10_000)
     try:
-        return await daemon.wait()
+        status = await daemon.wait()
+        if status == 0:
+            await daemon.finish()
+        return status
     finally:
         daemon.close()

@@ -249,6 +249,12 @@ class Lane(Generic[G]):
         return len(self._waiting) >= self._max_queued
 
     @property
+    def ready_at(self) -> int | None:
+        """When the contact will have been off for long enough after its last pulse. None, or a time that is
+        past: it has been."""
+        return self._ready_at
+
+    @property
     def pending(self) -> list[G]:
         """The grants that are not settled: the open ones, then the waiting ones, each in their order."""
         return [entry.grant for entry in (*self._open, *self._waiting)]
