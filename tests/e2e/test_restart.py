@@ -167,6 +167,25 @@ def test_stop_in_order(site: Callable[..., Site], fail: str, number: int) -> Non
     until(lambda: here.boards["north"].last() is False, "a start puts the contact off")
 
 
+@pytest.mark.parametrize("policy", ["queue", "extend"])
+def test_stop_while_people_are_let_in(site: Callable[..., Site], policy: str) -> None:
+    """A stop in the moment after scans: who was granted is let in before the relays are let go of, so that no
+    ticket is used up before a shut lane."""
+    here = site(({"name": "north", "second_grant": policy},))
+    here.imports(records())
+    for n in range(6):
+        here.start()
+        opened = here.boards["north"].pulses()
+        here.scanners["in"].send("".join(f"TICKET{3 * n + k}\r" for k in range(3)).encode())
+        # From at once to some milliseconds later: before, while and after it is written.
+        assert here.gate is not None
+        here.gate.ends(n * 0.002)
+        here.stop()
+        cards = {f"CT{3 * n + k}" for k in range(3)}
+        granted = [e for e in by_kind(here, "scan") if e["credential"] in cards]
+        assert here.boards["north"].pulses() - opened == len(granted)
+
+
 def test_stop_of_a_free_lane_that_fails_secure(here: Site) -> None:
     """A free lane is shut by a stop, and free again after the start."""
     here.run("lane", "north", "free")
