@@ -16,6 +16,9 @@ from gateway.cache.ledger_repair import SQL_ERRORS, is_damage, open_read_only
 from gateway.cache.ledger_store import Act, Entry, Store
 
 MAX_BATCH = 1000
+MANY, GATHERING = 4, 0.001
+"""After a commit of so many events the next is begun so many seconds later, so that more gather for it: in a
+burst the commits would otherwise take turns with the judging for the interpreter, event by event."""
 FIRST_PAUSE, LAST_PAUSE = 0.5, 5.0
 """Seconds between attempts while the ledger cannot be written."""
 CHECKPOINT_QUIET, CHECKPOINT_ALWAYS = 500, 6000
@@ -84,6 +87,7 @@ class Writer:
         self._damage: str | None = None
         self._faulty = False
         self._stopping = False
+        self._last_events = 0
         self._closing = threading.Event()
         self._checker: sqlite3.Connection | None = None
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
@@ -188,6 +192,7 @@ class Writer:
             self._publish(store)
             words: list[Word] = list(batch)
             events = sum(isinstance(item, Entry) for item in batch)
+            self._last_events = events
             if events:
                 words.append((seconds, events))
             if self._faulty:
@@ -209,6 +214,8 @@ class Writer:
         except Empty:
             self._checkpoint(store)
             return batch
+        if self._last_events >= MANY:
+            time.sleep(GATHERING)
         while item is not None:
             batch.append(item)
             if len(batch) == MAX_BATCH or queue.empty():
