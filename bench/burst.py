@@ -99,7 +99,11 @@ def burst(
         sent, answered, took = here.recv()
         process.join()
         used = gate.cpu() - before
-        pulses = gate.metric("gateway_scan_to_pulse_seconds_count")
+        until = time.monotonic() + 2  # the pulse comes a little after the event can be read
+        while (pulses := gate.metric("gateway_scan_to_pulse_seconds_count")) < sum(sent):
+            if time.monotonic() > until:
+                break
+            time.sleep(0.05)
         late = gate.metric("gateway_ledger_late_commits_total")
     wrong = compare(gate, sent, int(pulses))
     if sum(sent) > cards:
