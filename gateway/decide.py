@@ -46,9 +46,10 @@ class History(Protocol):
 
     def entitlement(self, entitlement: str, since: int) -> Sequence[Movement]: ...
 
-    def quiet(self, person: str, entitlement: str, since: int) -> bool:
-        """Whether certainly neither has moved from this instant on, as most people at a gate have not: one
-        question in the place of two. False: ask."""
+
+Quiet = Callable[[str, str, int], bool]
+"""Whether certainly neither this person nor this entitlement has moved from an instant on, as most people at
+a gate have not: one question in the place of two. False: ask."""
 
 
 class Counts(Protocol):
@@ -71,6 +72,7 @@ class Facts:
 
     world: World
     history: History
+    quiet: Quiet
     occupancy: Counts
     cleared: Mapping[str, int]
     pending: Mapping[tuple[str, str], Grant]
@@ -186,15 +188,15 @@ def _enter(
     agenda = at.agenda
     if not agenda.start <= now < agenda.end:
         agenda.turn(now)
-    history, entitlements = facts.history, credential.entitlements
+    quiet, entitlements = facts.quiet, credential.entitlements
     came: dict[str, Sequence[Movement]] = {}
     """By entitlement, the movements of its person; not where it is known that neither has moved."""
     for entitlement in entitlements:
         plan = agenda[entitlement.product]
         person = entitlement.holder or person_of(entitlement, credential)
-        if history.quiet(person, entitlement.id, agenda.since if plan is None else plan.since):
+        if quiet(person, entitlement.id, agenda.since if plan is None else plan.since):
             continue
-        movements = came[entitlement.id] = history.person(person, agenda.since)
+        movements = came[entitlement.id] = facts.history.person(person, agenda.since)
         if movements and plan is not None and plan.hosts:  # 5
             guest = _guest(facts, at, now, credential, entitlement, plan, movements, closed)
             if guest is not None:

@@ -131,7 +131,9 @@ class Gate:
         self._pending: dict[tuple[str, str], GrantAt] = {}
         self._cleared: dict[str, int] = {}
         self.crowd = Crowd(world, self.past, self._cleared)
-        self.facts = Facts(world, self.past, self.crowd.occupancy, self._cleared, self._pending)
+        self.facts = Facts(
+            world, self.past, self.past.quiet, self.crowd.occupancy, self._cleared, self._pending
+        )
         self._snapshot: Snapshot | None = None
         self.stale = False
         self.synchronised = True
@@ -179,9 +181,10 @@ class Gate:
         return self.facts.world
 
     def use(self, snapshot: Snapshot | None, world: World) -> None:
-        """Judge by this snapshot from now on. Pending grants and lanes go on as they are."""
+        """Judge by this snapshot from now on; also where its areas, events, products or usage are others.
+        Pending grants and lanes go on as they are."""
         self._snapshot = self.past.snapshot = snapshot
-        self.facts.world = world
+        self.facts.world, self.facts.quiet = world, self.past.quiet
         self.crowd.use(world)
         for lane in self.lanes.values():
             lane.points = [world.points[p.point.name] for p in lane.points]

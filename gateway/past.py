@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from gateway.decide import Quiet
 from gateway.model import AccessEvent, Credential, Holder, Movement
 
 
@@ -55,12 +56,11 @@ class Past:
         usage = None if snapshot is None else snapshot.movements_of_entitlement(entitlement, since)
         return self._merged(here, usage) if usage else here
 
-    def quiet(self, person: str, entitlement: str, since: int) -> bool:
-        """Whether certainly neither has moved from this instant on; False where that takes a look."""
-        snapshot = self.snapshot
-        if snapshot is not None and snapshot.has_usage:
-            return False
-        return self._ledger.quiet(person, entitlement, since)
+    @property
+    def quiet(self) -> Quiet:
+        """How to ask who has not moved; to be taken anew when the snapshot, or whether it has usage, is
+        another. So no scan pays for that question."""
+        return _unsure if self.snapshot is not None and self.snapshot.has_usage else self._ledger.quiet
 
     def _merged(self, here: Sequence[Movement], usage: Sequence[Movement]) -> Sequence[Movement]:
         elsewhere = [m for m in usage if not self.is_own(m)]
@@ -73,6 +73,10 @@ class Past:
         gateway, _, number = usage.source.partition(f"{self._gateway}/")
         epoch, _, seq = number.partition("/")
         return not gateway and epoch.isdecimal() and seq.isdecimal() and self._holds(int(epoch), int(seq))
+
+
+def _unsure(_person: str, _entitlement: str, _since: int) -> bool:
+    return False
 
 
 def _at(movement: Movement) -> int:
