@@ -90,7 +90,7 @@ def run(quick: bool) -> list[Row]:
     data_dir = feed.fresh_data_dir(cards, "cold")
     drop(next(data_dir.glob("*.mdb")))
     command = [sys.executable, "-m", "bench.cold", "--measure", str(data_dir), str(cards)]
-    out = subprocess.run(command, cwd=WORK.parents[1], check=True, capture_output=True, text=True).stdout
+    out = subprocess.run(command, cwd=WORK.parents[1], check=True, stdout=subprocess.PIPE, text=True).stdout
     found = json.loads(out)
     rows = []
     for name, part in ((f"first {FIRST}", found[:FIRST]), (f"next {SCANS - FIRST}", found[FIRST:])):

@@ -72,7 +72,7 @@ async def _scan(cards: int, scans: int) -> dict[str, float]:
                 while daemon.ledger.pending:  # noqa: ASYNC110 - the ledger tells of grants only
                     await asyncio.sleep(0)
             await asyncio.sleep(2)
-            granted = daemon.metrics.scans.labels("north-in", Verdict.GRANTED)._value.get()
+            granted = daemon.metrics.scans.counts["north-in", Verdict.GRANTED]
             return {"before": before, "after": rss_anon(), "granted": granted}
         finally:
             daemon.close()
@@ -90,7 +90,7 @@ def rss_anon() -> float:
 def measure(cards: int, scans: int) -> dict[str, float]:
     feed.snapshot(cards)
     command = [sys.executable, "-m", "bench.memory", "--measure", str(cards), str(scans)]
-    out = subprocess.run(command, cwd=rig.ROOT, check=True, capture_output=True, text=True).stdout
+    out = subprocess.run(command, cwd=rig.ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
     found: dict[str, float] = json.loads(out)
     return found
 
