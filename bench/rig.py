@@ -152,7 +152,6 @@ class Gate:
         env: Mapping[str, str] | None = None,
         deadline: int = 150,
         profile: Path | None = None,
-        cpus: set[int] | None = None,
     ) -> None:
         """``boards``: each lane has an LCUS board on a pty, else its relay is in memory. ``keyboard``: a
         keyboard reader there, at the last lane. ``profile``: where cProfile puts what the gate did."""
@@ -184,8 +183,6 @@ class Gate:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL, stderr=log
             )
-        if cpus is not None:
-            os.sched_setaffinity(self.process.pid, cpus)
         self.client = self._connect()
         self._await_devices()
 
@@ -220,11 +217,6 @@ class Gate:
             for line in text.splitlines()
             if re.split(r"[ {]", line, maxsplit=1)[0] == name
         )
-
-    def buckets(self, name: str) -> str:
-        """The parts of a histogram, for a look at where the time goes."""
-        text = self.client.call("metrics")["text"]
-        return "\n".join(line for line in text.splitlines() if line.startswith(name + "_"))
 
     def cpu(self) -> float:
         """Seconds of processor that the gate has used so far."""
