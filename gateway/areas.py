@@ -26,7 +26,7 @@ class Areas(dict[str, AreaAt]):
     """The tree of areas. An area that no record describes is an area without capacity."""
 
     def __init__(self, areas: Iterable[Area]) -> None:
-        records = {area.id: area for area in areas}
+        records = self.records = {area.id: area for area in areas}
         ups = {id_: _chain(id_, records) for id_ in records}
         super().__init__(
             (

@@ -57,7 +57,7 @@ class Running(Protocol):
 
     def switch(self, snapshot: Snapshot) -> None: ...
 
-    def recompile(self) -> None: ...
+    def recompile(self, *, usage: bool) -> None: ...
 
     def apply(self, records: list[dict[str, Any]], cursor: str | None) -> Future[Applied]: ...
 
@@ -280,8 +280,9 @@ class Calls:
             raise CallError("not_applied", str(error)) from error
         d.metrics.changes.labels("applied").inc(len(applied.changed))
         d.metrics.changes.labels("set_aside").inc(len(applied.bad))
-        if any(isinstance(r, dict) and r.get("kind") in _COMPILED for r in records):
-            d.recompile()
+        kinds = {r.get("kind") for r in records if isinstance(r, dict)}
+        if not kinds.isdisjoint(_COMPILED):
+            d.recompile(usage="usage" in kinds)
         yield {
             "changed": len(applied.changed),
             "set_aside": [bad._asdict() for bad in applied.bad],
@@ -328,7 +329,8 @@ def check(
         decision = gate.judge(at, code.encode(), now, suspect=gate.clock.suspect)
     else:
         now = _instant(text)
-        with gate.as_of(movements(now), now):
+        # Reckoning who was where takes long on a full day: only where a capacity may depend on it.
+        with gate.as_of(movements(now) if at.capacities_holder else (), now):
             decision = gate.judge(at, code.encode(), now)
     return output(gate.world.calendar.rfc3339(now), point, gate.tell(at, decision, now))
 

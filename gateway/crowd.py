@@ -33,8 +33,9 @@ class Crowd:
         """How many people are where: those inside, and those whose entry is pending."""
 
     def use(self, world: World) -> None:
-        """Areas or calendar are others now; to be followed by ``rebuild``."""
+        """Judge by this world; if areas or calendar are others, or usage is, ``rebuild`` must follow."""
         self._world = world
+        self.occupancy.use(world)
 
     def count(self, area: str, now: int) -> int:
         """Occupancy: those inside, and those whose entry is pending."""

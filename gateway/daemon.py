@@ -67,6 +67,7 @@ class Daemon:
         self.sockets: list[control.Socket] = []
         self.snapshot: Snapshot | None = None
         self.set_aside: list[str] = []
+        self._damaged: set[int] = set()
         self._stop = asyncio.Event()
         self._exit = 0
         self._closers: list[Callable[[], None]] = []
@@ -177,6 +178,7 @@ class Daemon:
         gate = self.gate
         self._began = gate.clock.read(wall(), monotonic(), synchronised=self.synchronised)
         self._history_known = self.ledger.epoch is not None
+        gate.shut = self.ledger.failed is not None and self.config.gateway.on_ledger_failure == "deny"
         self._recall(self._began)
         teller = Teller(gate, log.logger("scans"), lambda: any(x.watched for x in self.sockets), self._tell)
         gate.on_verdict = teller.verdict
@@ -372,6 +374,8 @@ class Daemon:
 
     def _ledger_fault(self, reason: str | None) -> None:
         self.metrics.ledger_up.set(reason is None)
+        if self._began:
+            self.gate.shut = reason is not None and self.config.gateway.on_ledger_failure == "deny"
         if reason is None:
             self._log.info("ledger can be written again")
             if not self._history_known:  # it could not even be opened at the start
@@ -418,6 +422,7 @@ class Daemon:
             and age > limit * HOUR
         )
         metrics.pending_events.set(self.ledger.pending)
+        self._look_for_damage()
         notify("WATCHDOG=1")
         if now - self._pruned_at > 60 * MINUTE:
             self._pruned_at = now
@@ -426,6 +431,19 @@ class Daemon:
             self._watched = day
             self.ledger.watch(gate.world.presence_since(now))
         self._timer = self.loop.call_later(_HOUSEKEEPING, self._housekeeping)
+
+    def _look_for_damage(self) -> None:
+        """A damaged row was met: its card is unknown until the cards are imported anew."""
+        snapshot = self.snapshot
+        if snapshot is not None and snapshot.damaged is not None and snapshot.generation not in self._damaged:
+            self._damaged.add(snapshot.generation)
+            self.set_aside.append(f"generation {snapshot.generation}: {snapshot.damaged}")
+            self._log.error(
+                "the snapshot is damaged: some cards are not found",
+                generation=snapshot.generation,
+                fault=snapshot.damaged,
+                remedy="gateway import FILE again, and see to the disk",
+            )
 
     def _keep_movements(self) -> int:
         """How long limits can need movements: for ever where a product counts by term, else over a year."""
@@ -490,10 +508,7 @@ class Daemon:
         if snapshot.generation <= self.generation:
             return  # somebody else who asked for it was first
         before, self.snapshot = self.snapshot, snapshot
-        world = world_of(snapshot, self.config)
-        self.gate.use(snapshot, world)
-        now = self.gate.clock.read(wall(), monotonic(), synchronised=self.synchronised)
-        self.gate.rebuild(self.movements(now), now)
+        self._judge_by(snapshot, usage=snapshot.has_usage or (before is not None and before.has_usage))
         if before is not None:
             self._work.submit(before.close)
         self._work.submit(generations.prune, self.config.gateway.data_dir, snapshot.generation)
@@ -501,12 +516,17 @@ class Daemon:
             "generation in use", generation=snapshot.generation, credentials=snapshot.counts().credentials
         )
 
-    def recompile(self) -> None:
-        """Products, areas, events or the venue have changed in the generation in use."""
-        world = world_of(self.snapshot, self.config)
-        self.gate.use(self.snapshot, world)
-        now = self.gate.clock.read(wall(), monotonic(), synchronised=self.synchronised)
-        self.gate.rebuild(self.movements(now), now)
+    def recompile(self, *, usage: bool) -> None:
+        """Records that are compiled in memory have changed in the generation in use; ``usage``: that too."""
+        self._judge_by(self.snapshot, usage=usage)
+
+    def _judge_by(self, snapshot: Snapshot | None, *, usage: bool) -> None:
+        before, world = self.gate.world, world_of(snapshot, self.config)
+        self.gate.use(snapshot, world)
+        # Reckoning everybody anew takes long on a full day; new products and cards move nobody.
+        if usage or before.venue != world.venue or before.areas.records != world.areas.records:
+            now = self.gate.clock.read(wall(), monotonic(), synchronised=self.synchronised)
+            self.gate.rebuild(self.movements(now), now)
 
     def apply(self, records: list[dict[str, Any]], cursor: str | None) -> Future[Any]:
         """Apply changes to the generation in use, off the loop."""

@@ -43,6 +43,9 @@ from gateway.repeats import Repeats, Tries
 from gateway.turnstile.lane import Action, Hold, Lane, Pulse, Settled
 from gateway.world import PointAt, World
 
+LEDGER = "ledger"
+"""Detail of ``lane_closed`` while the ledger cannot be written and ``on_ledger_failure`` is deny."""
+
 
 class Relay(Protocol):
     """The contact that opens a lane."""
@@ -136,6 +139,8 @@ class Gate:
         )
         self._snapshot: Snapshot | None = None
         self.stale = False
+        self.shut = False
+        """The ledger cannot be written and ``on_ledger_failure`` is deny."""
         self.synchronised = True
         # What the daemon listens to; the defaults are deaf.
         self.on_verdict: Callable[[Scan, PointAt, Decision, int], None] = _deaf
@@ -236,7 +241,15 @@ class Gate:
         credential = None if snapshot is None else snapshot.find(payload)
         # What the snapshot has was found to be a code when it came, so only what it has not is looked at.
         ok = credential is not None or is_code(payload)
-        return decide(self.facts, at, now, ok, credential, lane.mode, lane.busy, self.stale, suspect)
+        decision = decide(self.facts, at, now, ok, credential, lane.mode, lane.busy, self.stale, suspect)
+        if (
+            self.shut
+            and decision.verdict is Verdict.GRANTED
+            and not at.exit
+            and lane.mode is not LaneMode.FREE
+        ):
+            decision = replace(decision, verdict=Verdict.LANE_CLOSED, detail=LEDGER, flags=(), left=None)
+        return decision
 
     def _event(self, scan: Scan, at: PointAt, decision: Decision, now: int) -> AccessEvent:
         return AccessEvent(
@@ -294,9 +307,10 @@ class Gate:
     # --- what becomes of a grant ---------------------------------------------------------------------
 
     def _open(self, lane: LaneAt, grant: GrantAt, ok: bool) -> None:
-        """The event is on disk (or the deadline passed): open. Not ok: the ledger failed and says deny."""
+        """The event is on disk (or the deadline passed): open. Not ok: the ledger failed and says deny,
+        which locks nobody in."""
         monotonic = max(grant.scanned, self.monotonic())
-        if ok:
+        if ok or self.world.points[grant.direction].exit:
             actions = lane.lane.grant(grant, grant.direction, monotonic)
             self._perform(lane, actions, grant.event.at)
         else:

@@ -163,6 +163,10 @@ class Occupancy:
         self._world = world
         self._areas.clear()
 
+    def use(self, world: World) -> None:
+        """The rules are others, areas and calendar are the same: everybody stays."""
+        self._world = world
+
     def _at(self, area: str, now: int) -> _Heads:
         found = self._areas.get(area)
         if found is None:

@@ -54,6 +54,7 @@ NOBODY = bytes(KEY)
 
 pack: Callable[[object], bytes] = msgpack.Packer().pack
 unpack: Callable[[bytes], Any] = msgpack.unpackb
+UnpackException: type[Exception] = msgpack.UnpackException
 
 _BLOCKED_LAST = 0xC3
 """How msgpack writes ``true``, the last field of a blocked holder's row."""

@@ -40,6 +40,8 @@ _LOCK_BYTES = 16384
 """More than LMDB's lock file takes with 16 readers."""
 _READERS = 16
 _CHUNK = 1000
+_DAMAGE = (lmdb.Error, rows.UnpackException, ValueError, TypeError, OverflowError)
+"""What reading a row raises that is not what was once written."""
 _LAST_MARK = (1 << 18) - 1
 """Of the marks of blocked holders. With 10,000 of them one scan in 26 reads for nothing."""
 
@@ -110,6 +112,8 @@ class Snapshot:
         self._mark_blocked()
         self.has_usage = counts.usages > 0
         self._begin = self._env.begin
+        self.damaged: str | None = None
+        """What was wrong with the first damaged row that was met; None: none was."""
         self._code_state = key.code_state
 
     @classmethod
@@ -144,7 +148,7 @@ class Snapshot:
     def find(self, code: bytes) -> Credential | None:
         """The credential with this code, its existing entitlements in the order listed, ``blocked`` set.
 
-        Raises lmdb.Error where the file turns out to be damaged.
+        A row that is damaged is as good as none, and ``damaged`` says so from then on.
         """
         digest = self._code_state.copy()
         digest.update(code)
@@ -165,9 +169,12 @@ class Snapshot:
                     if holder is not None and self._maybe_blocked[hash(holder) & _LAST_MARK]:
                         blocked = get(rows.blocked_key(holder), None, self._blocked)
                         entitlement.blocked = blocked is not None
+            return Credential(id_, state, found)
+        except _DAMAGE as error:
+            self.damaged = self.damaged or f"a row cannot be read ({type(error).__name__})"
+            return None
         finally:
             txn.abort()
-        return Credential(id_, state, found)
 
     # --- beside it ------------------------------------------------------------------------------------
 
@@ -175,7 +182,11 @@ class Snapshot:
         """The holder's record: language, name, notice. For after the pulse."""
         with self._env.begin(self._tables["holders"]) as txn:
             row = txn.get(self._key.id(id_))
-        return None if row is None else Holder(*_unpack(row))
+        try:
+            return None if row is None else Holder(*_unpack(row))
+        except _DAMAGE as error:
+            self.damaged = self.damaged or f"a row cannot be read ({type(error).__name__})"
+            return None
 
     def movements_of_person(self, person: str, since: int) -> Sequence[Movement]:
         """The ``usage`` of a person (holder's id, or ``card:`` and the credential's) from an instant on."""

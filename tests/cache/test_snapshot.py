@@ -417,3 +417,20 @@ def test_a_read_only_folder_serves() -> None:
         assert os.waitpid(pid, 0)[1] == 0
         assert not generations.lock_path(path).exists()
         folder.chmod(0o755)
+
+
+def test_a_damaged_row_is_an_unknown_card_and_is_told(tmp_path: Path) -> None:
+    """A row that cannot be read ends no gate: its card is not found, and the snapshot says why."""
+    lines = [b'{"kind":"credential","id":"C1","code":"A"}', b'{"kind":"credential","id":"C2","code":"B"}']
+    build(tmp_path, lines, source="feed", pace=0)
+    [path] = tmp_path.glob("snapshot-*.mdb")
+    content = path.read_bytes()
+    row = content.index(b"\x93\xa2C1")
+    path.write_bytes(content[:row] + b"\xc1" + content[row + 1 :])  # 0xc1 begins nothing in msgpack
+    snapshot = Snapshot.open(tmp_path)
+    assert snapshot is not None
+    assert snapshot.find(b"B") is not None
+    assert snapshot.damaged is None
+    assert snapshot.find(b"A") is None
+    assert "cannot be read" in str(snapshot.damaged)
+    snapshot.close()
