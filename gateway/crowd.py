@@ -143,12 +143,26 @@ class Crowd:
         out of the counts, where that is still known."""
         if m.person is None or m.guest:
             if _is_head(m):
-                self.occupancy.unhead(m.from_, m.to, m.at, now, taken or [])
+                for gone in self.occupancy.unhead(m.from_, m.to, m.at, now, taken or []):
+                    self._forget(gone)
             return
         movements = self._past.person(m.person, self._world.presence_since(now))
         others = [o for o in movements if not _same(o, m)]
         self.occupancy.move(self._stay(movements, now), self._stay(others, now), now)
         self.occupancy.give_back(taken or [], now)
+        for e in others:
+            if m.at <= e.at <= now and not e.guest and self._counts(e):
+                # Whoever left later was perhaps let out as the one who, it turns out, never came in.
+                thought = self._stay([o for o in movements if o.at <= e.at and o is not e], e.at)
+                was = self._stay([o for o in others if o.at <= e.at and o is not e], e.at)
+                self.occupancy.leave(was, e.from_, e.to, e.at, now, thought)
+
+    def _forget(self, gone: tuple[str, int | None]) -> None:
+        """A head that was not there after all is not given back by the pending way out that took it."""
+        for taken in self._taken.values():
+            if gone in taken:
+                taken.remove(gone)
+                return
 
     def clear(self, area: str, now: int, at: int) -> None:
         """Everybody in that area is outside; ``at`` is what is recorded as the time of it."""

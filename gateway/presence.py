@@ -94,6 +94,10 @@ class _Tally:
         while order and order[0] <= now:
             self.total -= self._by_until.pop(heappop(order))
 
+    def has(self, until: int) -> bool:
+        """Whether anybody lapses then."""
+        return self._by_until.get(until, 0) > 0
+
     def next(self) -> int:
         """The earliest instant at which something lapses."""
         return self._order[0] if self._order else _NEVER
@@ -230,18 +234,29 @@ class Occupancy:
                 here.add(here.heads, until, heads)
         return taken
 
-    def unhead(self, from_: str, to: str, at: int, now: int, taken: Taken) -> None:
-        """The heads of ``head`` did not go through after all; ``taken`` is what it returned."""
+    def unhead(self, from_: str, to: str, at: int, now: int, taken: Taken) -> Taken:
+        """The heads of ``head`` did not go through after all; ``taken`` is what it returned. Returns those
+        that are not there any more, because somebody took them out meanwhile."""
         up_from = self._world.areas[from_].up
         until = ends(self._world, to, at) if to != OUTSIDE else 0
+        gone: Taken = []
         for area in self._world.areas[to].up:
             here = self._at(area, now)
             if area not in up_from and until > now:
-                here.add(here.heads, until, -1)
+                if here.heads.has(until):
+                    here.add(here.heads, until, -1)
+                else:
+                    gone.append((area, until))
         self.give_back(taken, now)
+        return gone
 
-    def leave(self, before: Stay, from_: str, to: str, at: int, now: int) -> Taken:
-        """A holder comes out of areas that the holder was not in: out of each of them goes a guest."""
+    def leave(
+        self, before: Stay, from_: str, to: str, at: int, now: int, thought: Stay | None = None
+    ) -> Taken:
+        """A holder comes out of areas that the holder was not in: out of each of them goes a guest.
+
+        ``thought``: where the holder was taken to be until now; only what is news changes anything.
+        """
         if from_ == OUTSIDE:
             return []
         world = self._world
@@ -250,6 +265,7 @@ class Occupancy:
             for area in world.areas[from_].up
             if area not in world.areas[to].up
             and not is_in(world, before, area, at)
+            and (thought is None or is_in(world, thought, area, at))
             and (lapses := self._at(area, now).heads.take()) is not None
         ]
 
