@@ -148,6 +148,7 @@ async def test_commands_to_one_board_keep_their_distance(tmp_path):
     await until(lambda: len(peer.heard) == 6)
     for lane in lanes:
         lane.close(False)
+    await until(lambda: len(peer.heard) == 8)
     peer.unplug()
     assert len(boards) == 1
     ones = [c for c in peer.commands if c[1] == 1]
@@ -170,6 +171,7 @@ async def test_held_on_and_let_go(tmp_path):
     await until(lambda: told.pulsed)
     north.hold(False)
     north.close(False)
+    await until(lambda: len(peer.heard) == 4)
     peer.unplug()
     assert peer.commands == [LCUS_OFF, LCUS_ON, LCUS_OFF, LCUS_OFF]
 
@@ -234,6 +236,7 @@ async def test_a_board_that_comes_back_is_held_where_the_lane_is_free(tmp_path):
     again = Peer(tmp_path / "port", 4)
     await until(lambda: north.up)
     north.close(True)
+    await until(lambda: len(again.heard) == 2)
     again.unplug()
     assert again.commands == [LCUS_ON, LCUS_ON]
 
