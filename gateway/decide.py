@@ -499,7 +499,3 @@ def _last_entry(at: PointAt, movements: Sequence[Movement], now: int) -> int | N
         ),
         default=None,
     )
-
-
-Find = Callable[[bytes], Credential | None]
-"""The snapshot's look-up: the code's bytes to the credential with its entitlements."""

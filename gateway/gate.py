@@ -144,7 +144,6 @@ class Gate:
         self.synchronised = True
         # What the daemon listens to; the defaults are deaf.
         self.on_verdict: Callable[[Scan, PointAt, Decision, int], None] = _deaf
-        self.on_lane: Callable[[LaneAt], None] = _deaf
         self.on_slow: Callable[[str], None] = _deaf
         self.on_deadline: Callable[[int], None] = _deaf
         sensors = {p.point.lane for p in config.points if p.passage is not None}
@@ -581,7 +580,6 @@ class Gate:
         name, state = at.config.name, "fault" if at.fault is not None else at.lane.mode.value
         for each in (*LaneMode, "fault"):
             self.metrics.lane_state.labels(name, each).set(each == state)
-        self.on_lane(at)
 
     # --- words ---------------------------------------------------------------------------------------
 

@@ -19,13 +19,10 @@ class PointAt:
     point: Point
     exit: bool
     to_down: frozenset[str]
-    from_down: frozenset[str]
     capacities: tuple[tuple[str, int], ...]
     """The to-area and those it lies within that have a capacity, but for those that contain the from-area."""
     capacities_holder: tuple[tuple[str, int], ...]
     """The same with those that contain the from-area: a holder may be recorded as being elsewhere."""
-    rules: dict[str, tuple[RuleAt, ...]]
-    """By product; none: the product has no right here."""
     agenda: Agenda
     """What the time alone decides of all this."""
 
@@ -68,10 +65,8 @@ class World:
             point,
             areas.is_exit(point.from_, point.to),
             to.down,
-            from_.down,
             tuple((a, c) for a, c in limited if a not in from_.up),
             limited,
-            rules,
             Agenda(self.calendar, self.products, rules, areas.longest_presence),
         )
 
