@@ -43,6 +43,24 @@ class GatewayConfig:
 @dataclass(slots=True, frozen=True)
 class CentralConfig:
     url: str
+    state_dir: Path | None = None
+    """Of the sync: its token and its spool. None: ``sync`` in the data_dir."""
+    ca_file: Path | None = None
+    """The CAs that the central's certificate must come from; None: the system's."""
+    client_cert: Path | None = None
+    client_key: Path | None = None
+    """None: the key stands in the file of the certificate."""
+
+
+@dataclass(slots=True, frozen=True)
+class WebConfig:
+    listen: str = "127.0.0.1:9480"
+    """Host and port of the sync's pages; port 0: any that is free."""
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
 
 
 @dataclass(slots=True, frozen=True)
@@ -127,5 +145,12 @@ class Config:
     points: tuple[PointConfig, ...]
     readers: tuple[ReaderConfig, ...] = ()
     central: CentralConfig | None = None
+    web: WebConfig = WebConfig()
     messages: dict[str, dict[str, str]] = field(default_factory=dict)
     """The venue's own texts: language to message key to text (``[messages.de]``)."""
+
+    @property
+    def state_dir(self) -> Path:
+        """The sync's folder."""
+        own = self.central.state_dir if self.central is not None else None
+        return own or self.gateway.data_dir / "sync"

@@ -21,6 +21,7 @@ from gateway.configkeys import (
     READER,
     READER_COMMON,
     RELAY,
+    WEB,
     Key,
     Wrong,
     join,
@@ -180,7 +181,14 @@ class Checker:
             self.fault("gateway.admin_socket", what, "give each socket a path of its own")
 
     def central(self, value: object) -> Row:
-        return self.table("central", value, CENTRAL)
+        row = self.table("central", value, CENTRAL)
+        if "client_key" in row and isinstance(value, dict) and "client_cert" not in value:
+            what = "stands without the certificate that it is the key of"
+            self.fault("central.client_key", what, 'add it, as in: client_cert = "/etc/gateway/client.pem"')
+        return row
+
+    def web(self, value: object) -> Row:
+        return self.table("web", value, WEB)
 
     def lanes(self, value: object) -> Rows:
         rows = []

@@ -171,6 +171,17 @@ def _url(value: object) -> str:
     return text.rstrip("/")
 
 
+def _listen(value: object) -> str:
+    text = _text(value)
+    host, _, port = text.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    if not bare or (":" in bare) != host.startswith("[") or not re.fullmatch(r"[A-Za-z0-9._:%-]+", bare):
+        raise Wrong(f"is {shown(text)}, which is no host:port")
+    if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+        raise Wrong(f"is {shown(text)}, which has no port", "end it with : and 1 to 65535")
+    return text
+
+
 def _as_it_is(value: object) -> object:
     """For tables, which are checked by their own keys."""
     return value
@@ -219,7 +230,15 @@ GATEWAY = {
     "unknown_codes_per_minute": Key(_integer(1, 100_000), "60"),
 }
 
-CENTRAL = {"url": Key(_url, '"https://central.example"', required=True)}
+CENTRAL = {
+    "url": Key(_url, '"https://central.example"', required=True),
+    "state_dir": Key(_path, '"/var/lib/gateway-sync"'),
+    "ca_file": Key(_path, '"/etc/gateway/ca.pem"'),
+    "client_cert": Key(_path, '"/etc/gateway/client.pem"'),
+    "client_key": Key(_path, '"/etc/gateway/client.key"'),
+}
+
+WEB = {"listen": Key(_listen, '"127.0.0.1:9480"')}
 
 # hardware.md 4.6: a TiSO Speedblade or Jetpan takes a request held longer than 6.5 s as free mode.
 _FREE_MODE = "some turnstiles take a contact held for longer than 6 s as free mode and admit everybody"
@@ -338,6 +357,7 @@ def known_keys() -> dict[str, set[str]]:
     return {
         "gateway": set(GATEWAY),
         "central": set(CENTRAL),
+        "web": set(WEB),
         "lane": set(LANE),
         "lane.relay": of(RELAY),
         "lane.passage": of(LANE_PASSAGE),

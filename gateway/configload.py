@@ -22,12 +22,13 @@ from gateway.config import (
     PointConfig,
     ReaderConfig,
     RelayConfig,
+    WebConfig,
 )
 from gateway.configcheck import SOCKETS, Checker, Row
 from gateway.configkeys import join
 from gateway.model import AntiPassback, Point
 
-_TABLES = ("gateway", "central", "lane", "point", "reader", "messages")
+_TABLES = ("gateway", "central", "web", "lane", "point", "reader", "messages")
 
 
 @dataclass(slots=True, frozen=True)
@@ -155,6 +156,7 @@ def loads(text: str, source: str, *, replay: bool = False) -> Config:
         check.unknown("", name, _TABLES)
     gateway = check.gateway(data.get("gateway"))
     central = check.central(data["central"]) if "central" in data else None
+    web = check.web(data.get("web", {}))
     lanes = check.lanes(data.get("lane"))
     points = check.points(data.get("point"), check.names(lanes))
     readers = check.readers(data.get("reader"), check.names(points))
@@ -172,7 +174,8 @@ def loads(text: str, source: str, *, replay: bool = False) -> Config:
         lanes=tuple(_lane(row) for _, row in lanes),
         points=tuple(_point(row) for _, row in points),
         readers=tuple(ReaderConfig(**row) for _, row in readers),
-        central=CentralConfig(**central) if central else None,
+        central=_central(central) if central else None,
+        web=WebConfig(**web),
         messages=messages,
     )
 
@@ -200,6 +203,10 @@ def _gateway(row: Row) -> GatewayConfig:
         if name in values:
             values[name] = Path(values[name])
     return GatewayConfig(**values)
+
+
+def _central(row: Row) -> CentralConfig:
+    return CentralConfig(**{name: value if name == "url" else Path(value) for name, value in row.items()})
 
 
 def _lane(row: Row) -> LaneConfig:

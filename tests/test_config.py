@@ -354,6 +354,42 @@ def test_central_urls(url):
     assert loads(edited(add=f"[central]\nurl = '{url}'\n"), "x").central.url == url.rstrip("/")
 
 
+def test_every_central_key():
+    """Each key of [central] reaches its field; without state_dir the sync's folder is in the data_dir."""
+    lines = """
+[central]
+url = "https://c.example"
+state_dir = "/var/lib/sync"
+ca_file = "/etc/ca.pem"
+client_cert = "/etc/client.pem"
+client_key = "/etc/client.key"
+"""
+    loaded = loads(edited(add=lines), "x")
+    assert loaded.central == config.CentralConfig(
+        "https://c.example",
+        state_dir=Path("/var/lib/sync"),
+        ca_file=Path("/etc/ca.pem"),
+        client_cert=Path("/etc/client.pem"),
+        client_key=Path("/etc/client.key"),
+    )
+    assert loaded.state_dir == Path("/var/lib/sync")
+    assert loads(SMALL, "x").state_dir == Path("/var/lib/gateway/sync")
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("0.0.0.0:80", ("0.0.0.0", 80)),
+        ("[::1]:9480", ("::1", 9480)),
+        ("gate-1.example:0", ("gate-1.example", 0)),
+    ],
+)
+def test_where_the_pages_are(text, address):
+    """[web] listen is a host and a port; without it, loopback."""
+    assert loads(edited(add=f"[web]\nlisten = '{text}'\n"), "x").web.address == address
+    assert loads(SMALL, "x").web.address == ("127.0.0.1", 9480)
+
+
 def test_lanes_share_a_board_a_bus_and_an_alarm():
     """Two channels of a board, two boards of a bus, and one emergency contact for all lanes are right."""
     serial = 'driver = "serial", device = "/dev/t", board = "lcus", channel = {}'
@@ -433,6 +469,27 @@ WRONG = {
         "leave out user, password",
     ),
     "central broken bracket": (edited(add="[central]\nurl = 'http://[::1'"), "central.url", "https://"),
+    "client key alone": (
+        edited(add="[central]\nurl = 'https://c.example'\nclient_key = '/k'"),
+        "central.client_key",
+        "client_cert = ",
+    ),
+    "relative ca_file": (
+        edited(add="[central]\nurl = 'https://c.example'\nca_file = 'ca.pem'"),
+        "central.ca_file",
+        "from / on",
+    ),
+    "relative state_dir": (
+        edited(add="[central]\nurl = 'https://c.example'\nstate_dir = 'sync'"),
+        "central.state_dir",
+        "from / on",
+    ),
+    "listen without port": (edited(add="[web]\nlisten = 'localhost'"), "web.listen", "127.0.0.1:9480"),
+    "listen without host": (edited(add="[web]\nlisten = ':80'"), "web.listen", "127.0.0.1:9480"),
+    "listen IPv6 bare": (edited(add="[web]\nlisten = '::1:80'"), "web.listen", "127.0.0.1:9480"),
+    "listen port too high": (edited(add="[web]\nlisten = '[::1]:65536'"), "web.listen", "1 to 65535"),
+    "listen port no number": (edited(add="[web]\nlisten = 'localhost:http'"), "web.listen", "1 to 65535"),
+    "web a list": (edited(add="[[web]]\n"), "web", "write [web]"),
     "no lane": (
         edited(("[[lane]]\n", "[messages.en]\n"), ('name = "north"\n' + RELAY, "")),
         "lane",
@@ -909,6 +966,7 @@ REFERENCE = (Path(__file__).parent.parent / "docs" / "configuration.md").read_te
 HEADINGS = {
     "gateway": "## `[gateway]`",
     "central": "## `[central]`",
+    "web": "## `[web]`",
     "lane": "## `[[lane]]`",
     "lane.relay": "### `relay` of a lane",
     "lane.passage": "### `passage` of a lane",
@@ -945,6 +1003,7 @@ def test_the_reference_has_the_defaults():
         if isinstance(field.default, int | str):
             row = next(line for line in section.splitlines() if line.startswith(f"| `{field.name}` |"))
             assert row.split(" | ")[2].strip("`\"'") == str(field.default)
+    assert f'| `"{config.WebConfig().listen}"` |' in REFERENCE
 
 
 def test_the_reference_example_loads():
@@ -1020,7 +1079,7 @@ def check_outcome(text, *, replay=False):
         assert len(str(error).splitlines()) == len(error.faults)
 
 
-TABLES = ["gateway", "central", "lane", "point", "reader", "messages", "laen"]
+TABLES = ["gateway", "central", "web", "lane", "point", "reader", "messages", "laen"]
 
 
 @settings(max_examples=150, deadline=None)
