@@ -82,13 +82,16 @@ def build(
     progress: Callable[[int, int], None] | None = None,
     cursor: str | None = None,
     published: int | None = None,
+    history: str | None = None,
+    position: int | None = None,
     pace: float = 1.0,
     free: int | None = None,
 ) -> BuildReport:
     """Builds the next generation in ``data_dir`` from NDJSON lines and returns what is in it.
 
     ``source`` names the lines in messages. ``progress`` is called now and then with the records and bytes
-    read so far. ``cursor`` and ``published`` (microseconds) are what the central signed with the records.
+    read so far. ``cursor``, ``published`` (microseconds), ``history`` and ``position`` are what the central
+    signed with the records.
     ``pace`` scales the pauses that leave the disk to the gate (see ``spool.Pacer``); 0 is none.
     ``free`` is for tests: the free bytes of the disk, instead of asking.
 
@@ -114,6 +117,9 @@ def build(
                 published=published,
                 built=time.time_ns() // 1000,
                 source=source,
+                history=history,
+                position=position,
+                base=position,
             )
             counts = assemble(intake, meta, data_dir, stack, pacer)
     except (OSError, lmdb.Error) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, NamedTuple
 
 import lmdb
@@ -41,6 +42,10 @@ class Applied:
     """The good records, typed, in order: what is compiled or held in memory follows them."""
     bad: tuple[BadRecord, ...] = ()
     unknown_kinds: dict[str, int] = field(default_factory=dict)
+    new_usage: tuple[Movement, ...] = ()
+    """The usages that were not there before: each adds to who is where."""
+    replaced_usage: bool = False
+    """One that was there is another now, or is gone: who is where has to be reckoned anew."""
 
 
 class _Put(NamedTuple):
@@ -72,7 +77,10 @@ class Prepared:
 
 
 def prepare(batch: Sequence[JsonObject], key: CodeKey) -> Prepared:
-    """Checks every record; never raises for what is in one."""
+    """Checks every record; never raises for what is in one.
+
+    Commands and keys are not for the snapshot: the caller takes them out before.
+    """
     prepared = Prepared()
     for index, obj in enumerate(batch):
         try:
@@ -137,7 +145,9 @@ def room(prepared: Prepared) -> int:
 
 def write(txn: lmdb.Transaction, tables: Mapping[str, Any], prepared: Prepared) -> Applied:
     """Writes a prepared batch within a transaction of the caller."""
-    changed = []
+    changed: list[Record] = []
+    new_usage: list[Movement] = []
+    replaced_usage = False
     for step in prepared.steps:
         if isinstance(step, _Inactivate):
             _inactivate(txn, tables, step)
@@ -145,7 +155,11 @@ def write(txn: lmdb.Transaction, tables: Mapping[str, Any], prepared: Prepared) 
         if step.kind == "credential":
             _put_credential(txn, tables, step)
         elif step.kind == "usage":
-            _put_usage(txn, tables, step)
+            before = _put_usage(txn, tables, step)
+            replaced_usage |= before is _Before.OTHER
+            if before is _Before.NONE and step.row:
+                assert isinstance(step.record, Movement)
+                new_usage.append(step.record)
         elif step.kind == "entitlement":
             _set(txn, tables["entitlements"], step.key, step.row)
         elif step.kind == "holder":
@@ -159,7 +173,13 @@ def write(txn: lmdb.Transaction, tables: Mapping[str, Any], prepared: Prepared) 
         else:
             _set(txn, tables["tables"], rows.table_key(step.kind, step.key), step.row)
         changed.append(step.record)
-    return Applied(tuple(changed), tuple(prepared.bad), dict(prepared.unknown_kinds))
+    return Applied(
+        tuple(changed),
+        tuple(prepared.bad),
+        dict(prepared.unknown_kinds),
+        tuple(new_usage),
+        replaced_usage,
+    )
 
 
 def _set(txn: lmdb.Transaction, table: Any, key: bytes, row: bytes) -> None:
@@ -192,15 +212,27 @@ def _put_credential(txn: lmdb.Transaction, tables: Mapping[str, Any], step: _Put
     _set(txn, tables["credential_ids"], step.key, step.extra if step.row else b"")
 
 
-def _put_usage(txn: lmdb.Transaction, tables: Mapping[str, Any], step: _Put) -> None:
+class _Before(Enum):
+    """What was there of a usage."""
+
+    NONE = 0
+    SAME = 1
+    OTHER = 2
+
+
+def _put_usage(txn: lmdb.Transaction, tables: Mapping[str, Any], step: _Put) -> _Before:
     before = _get(txn, tables["usage_ids"], step.key)
     if before is not None:
+        there = _get(txn, tables["usage_time"], before[: rows.AT] + step.key)
+        if step.row and there == step.row and before == step.extra:
+            return _Before.SAME
         for name, key in _usage_places(step.key, before):
             txn.delete(key, db=tables[name])
     _set(txn, tables["usage_ids"], step.key, step.extra if step.row else b"")
     if step.row:
         for name, key in _usage_places(step.key, step.extra):
             txn.put(key, step.row, db=tables[name])
+    return _Before.NONE if before is None else _Before.OTHER
 
 
 def _usage_places(source: bytes, found: bytes) -> list[tuple[str, bytes]]:

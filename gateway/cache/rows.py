@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped]
@@ -78,17 +78,24 @@ class Meta:
     source: str
     """Where its records came from: a file's name, or the central's."""
     format: int = FORMAT
+    history: str | None = None
+    """The id of the history of the central's log; None for an imported file."""
+    position: int | None = None
+    """How far the log is in it, as a number that can be compared."""
+    base: int | None = None
+    """The log's position when it was built: what was deleted after that may still lie in free pages."""
 
     def row(self) -> bytes:
         return pack(asdict(self))
 
 
 def meta_of(row: bytes) -> Meta:
-    """Raises ValueError, TypeError or KeyError where it is no meta row of this format."""
-    fields: dict[str, Any] = unpack(row)
-    if fields["format"] != FORMAT:
-        raise ValueError(f"format {fields['format']} instead of {FORMAT}")
-    return Meta(**fields)
+    """Raises ValueError, TypeError or KeyError where it is no meta row of this format. Fields that only a
+    newer program knows are passed over."""
+    found: dict[str, Any] = unpack(row)
+    if found["format"] != FORMAT:
+        raise ValueError(f"format {found['format']} instead of {FORMAT}")
+    return Meta(**{field.name: found[field.name] for field in fields(Meta) if field.name in found})
 
 
 def table_key(kind: str, key: bytes) -> bytes:

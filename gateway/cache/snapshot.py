@@ -259,6 +259,22 @@ class Snapshot:
         return self._meta.published
 
     @property
+    def history(self) -> str | None:
+        """The history of the central's log that the cursor is of; None for an imported file."""
+        return self._meta.history
+
+    @property
+    def position(self) -> int | None:
+        """How far the central's log is in it, as a number that can be compared; None as for ``cursor``."""
+        return self._meta.position
+
+    @property
+    def base(self) -> int | None:
+        """The log's position when this generation was built. What was deleted after it may lie in free pages
+        of the file."""
+        return self._meta.base
+
+    @property
     def source(self) -> str:
         return self._meta.source
 
@@ -270,33 +286,51 @@ class Snapshot:
     # --- changes --------------------------------------------------------------------------------------
 
     def apply(
-        self, batch: Sequence[dict[str, Any]], cursor: str | None = None, published: int | None = None
+        self,
+        batch: Sequence[dict[str, Any]],
+        cursor: str | None = None,
+        published: int | None = None,
+        *,
+        position: int | None = None,
     ) -> Applied:
         """Applies changes of single records, with the cursor, in one transaction, durably; all or nothing.
 
         A bad record is set aside with its reason, and the older version of a bad credential or entitlement
-        becomes inactive. None for ``cursor`` or ``published`` leaves them. Call it in a worker thread, one
-        call at a time. Raises SnapshotError where it cannot be written: then nothing has changed.
+        becomes inactive. None for ``cursor``, ``published`` or ``position`` leaves them. Call it in a worker
+        thread, one call at a time. Raises SnapshotError where it cannot be written: then nothing has changed.
         """
-        if not self.writable:
-            raise SnapshotError(
-                f"{self.path} was opened while its disk was full or read-only and takes no changes. "
-                "Mend the disk and start again"
-            )
         prepared = changes.prepare(batch, self._key)
         for holder in prepared.blocks:  # before it can be seen, so that no scan misses it
             self._maybe_blocked[hash(holder) & _LAST_MARK] = 1
         if prepared.uses:
             self.has_usage = True
+        meta = replace(
+            self._meta,
+            cursor=self._meta.cursor if cursor is None else cursor,
+            published=self._meta.published if published is None else published,
+            position=self._meta.position if position is None else position,
+        )
+        applied = self._write(prepared, meta)
+        self.has_usage = self.counts().usages > 0
+        return applied
+
+    def touch(self, published: int) -> None:
+        """Stores, durably, that the central signed at this instant (microseconds) that nothing is newer; an
+        older one than is known changes nothing. In a worker thread, never beside ``apply``. Raises
+        SnapshotError as that does."""
+        if self._meta.published is None or published > self._meta.published:
+            self._write(changes.Prepared(), replace(self._meta, published=published))
+
+    def _write(self, prepared: changes.Prepared, meta: rows.Meta) -> Applied:
+        if not self.writable:
+            raise SnapshotError(
+                f"{self.path} was opened while its disk was full or read-only and takes no changes. "
+                "Mend the disk and start again"
+            )
         try:
             # The file ends beyond every page that this can take into use, before it takes it.
             used, _ = generations.used_bytes(self.path)
             generations.grow(self.path, used + changes.room(prepared))
-            meta = replace(
-                self._meta,
-                cursor=self._meta.cursor if cursor is None else cursor,
-                published=self._meta.published if published is None else published,
-            )
             with self._env.begin(write=True) as txn:
                 applied = changes.write(txn, self._tables, prepared)
                 txn.put(rows.META_KEY, meta.row(), db=self._tables["meta"])
@@ -309,7 +343,6 @@ class Snapshot:
                 f"changes cannot be written to {self.path}: {error}. Look for a full or failing disk"
             ) from error
         self._meta = meta
-        self.has_usage = self.counts().usages > 0
         return applied
 
     def _mark_blocked(self) -> None:
