@@ -28,6 +28,8 @@ class Crowd:
         self._order = count()
         self._taken: dict[int, Taken] = {}
         """What pending movements took from the counts, by identity, until they are settled."""
+        self._unheard: set[str | None] = set()
+        """Usage that is being counted, and whose turn has not come."""
         self._world = world
         self.occupancy = Occupancy(world)
         """How many people are where: those inside, and those whose entry is pending."""
@@ -78,12 +80,16 @@ class Crowd:
 
     # --- as it happens -------------------------------------------------------------------------------
 
-    def happened(self, m: Movement, now: int) -> None:
-        """Usage that has just become known takes its place by its time."""
-        if m.at > now:
-            heappush(self._later, (m.at, next(self._order), m))
-        elif self._counts(m):
-            self.apply(m, now)
+    def happened(self, movements: Sequence[Movement], now: int) -> None:
+        """Usage that has just become known takes its place by its time. All of it is in the past already, but
+        is counted one after the other: what is still to come has not happened for those before."""
+        self._unheard = {m.source for m in movements}
+        for m in sorted(movements, key=_at):
+            self._unheard.discard(m.source)
+            if m.at > now:
+                heappush(self._later, (m.at, next(self._order), m))
+            elif self._counts(m):
+                self.apply(m, now)
 
     def catch_up(self, now: int) -> None:
         """Movements that were dated later than now and have come about: one instant after the other."""
@@ -115,6 +121,8 @@ class Crowd:
             return occupancy.head(m.from_, m.to, m.at, now, m.entries) if _is_head(m) else []
         movements = self._past.person(m.person, since)
         others = [o for o in movements if not _same(o, m)] if movements else movements
+        if self._unheard:
+            others = [o for o in others if o.source is None or o.source not in self._unheard]
         if not others:
             taken = occupancy.leave(NOWHERE, m.from_, m.to, m.at, now)
             occupancy.move(NOWHERE, self._stay((m,), now), now)

@@ -205,9 +205,7 @@ class Gate:
 
     def happened(self, movements: Iterable[Movement], now: int) -> None:
         """Usage that has just become known (from other gates)."""
-        for m in movements:
-            if not self.past.is_own(m):
-                self.crowd.happened(m, now)
+        self.crowd.happened([m for m in movements if not self.past.is_own(m)], now)
 
     # --- scans -----------------------------------------------------------------------------------
 
