@@ -18,6 +18,8 @@ from typing import Any
 
 import orjson
 
+from gateway.cache.ledger_read import Reader
+from gateway.cache.ledger_store import FILE as LEDGER
 from gateway.host import lock_data_dir, write_durably
 from gateway.model import HOUR
 from gateway.sync import protocol
@@ -31,6 +33,7 @@ _REMEMBERED = 1000
 """Commands. Each is worth something for a day at most, and a central that sends more a day is none."""
 LONGEST_TTL = 24 * HOUR
 _MOST_KEYS = 8
+_REMEDY = "gateway enroll URL CODE writes it anew"
 _DRIFT = 5000
 """One part in so many by which this machine's monotonic clock may differ from the central's."""
 
@@ -171,13 +174,13 @@ def load(data_dir: Path) -> Trust | None:
     except FileNotFoundError:
         return None
     except (OSError, orjson.JSONDecodeError) as error:
-        raise TrustError(f"{path} cannot be read ({error}); gateway enroll URL CODE writes it anew") from error
+        raise TrustError(f"{path} cannot be read ({error}); {_REMEDY}") from error
     try:
         known = {each.name for each in fields(Pinned)}
         pinned = Pinned(**{name: value for name, value in found.items() if name in known})
         _check(pinned)
     except (TypeError, AttributeError, ProtocolError) as error:
-        raise TrustError(f"{path} is damaged ({error}); gateway enroll URL CODE writes it anew") from error
+        raise TrustError(f"{path} is damaged ({error}); {_REMEDY}") from error
     return Trust(data_dir, pinned, _load_obeyed(data_dir))
 
 
@@ -231,15 +234,22 @@ def succeed(pinned: Pinned, before: Pinned | None, last_seq: int) -> None:
         pinned.owed_from = before.owed_from
 
 
+def _last_seq(data_dir: Path) -> int:
+    path = data_dir / LEDGER
+    if not path.exists():
+        return 0
+    with contextlib.closing(Reader(path)) as reader:
+        return int(reader.rows("SELECT max(seq) FROM event")[0][0] or 0)
+
+
 def pin(
     data_dir: Path, *, url: str, gateway: str, venue: str, keys: list[dict[str, str]], history: str
 ) -> None:
     """Pin a central where no gate runs; a gate that runs is asked (the call ``enrolled``).
 
-    Raises DataDirError (a gate runs after all, or the folder cannot be used) and ProtocolError.
+    Raises DataDirError (a gate runs after all, or the folder cannot be used), ProtocolError, and
+    sqlite3.Error where there is a ledger that cannot be read.
     """
-    from gateway.cache.ledger_read import last_seq
-
     lock = lock_data_dir(data_dir)
     try:
         pinned = pinned_from(
@@ -249,7 +259,7 @@ def pin(
             before = load(data_dir)
         except TrustError:
             before = None
-        succeed(pinned, None if before is None else before.pinned, last_seq(data_dir))
+        succeed(pinned, None if before is None else before.pinned, _last_seq(data_dir))
         pinned.new_epoch = True
         write_durably(*Trust(data_dir, pinned).save())
     finally:
