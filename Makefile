@@ -47,7 +47,7 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 # Newer versions: `make lock`, then `make test`.
 lock: $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip compile --quiet --universal --upgrade --extra dev --python-version 3.11 --no-header \
+	$(BIN)/uv pip compile --quiet --universal --upgrade --extra dev --extra central --python-version 3.11 --no-header \
 		--no-annotate -o constraints.txt pyproject.toml
 
 clean:
