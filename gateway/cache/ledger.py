@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from gateway.cache.ledger_overlay import Overlay, by_time, merge
-from gateway.cache.ledger_read import Reader, epoch_of, read_events, read_refused
+from gateway.cache.ledger_read import Reader, read_events, read_refused
 from gateway.cache.ledger_repair import SQL_ERRORS, LedgerTooNew, is_damage
 from gateway.cache.ledger_rows import event_json, event_row, movement_row
 from gateway.cache.ledger_seen import Seen
@@ -44,6 +44,8 @@ from gateway.cache.ledger_store import (
     Entry,
     Store,
     draw_epoch,
+    epoch_of,
+    one_epoch,
 )
 from gateway.cache.ledger_writer import Fault, Word, Writer, explain
 from gateway.model import NO_MOVEMENTS, SECOND, AccessEvent, EventKind, LaneMode, Movement, Passage
@@ -388,6 +390,20 @@ class Ledger:
         return epochs[-1][1] if epochs else None
 
     @property
+    def epochs(self) -> tuple[tuple[int, int], ...]:
+        """(first number, epoch), in order; an epoch ends where the next begins."""
+        return self._writer.epochs
+
+    def first_of(self, epoch: int) -> int | None:
+        """The first number that is of this epoch; None where none is."""
+        return next((first for first, known in self._writer.epochs if known == epoch), None)
+
+    @property
+    def unacknowledged(self) -> int:
+        """How many numbers follow the last acknowledged one; those set aside among them are counted too."""
+        return max(0, self.last_seq - self.acknowledged)
+
+    @property
     def set_aside(self) -> Path | None:
         """Where the last damaged ledger was put, if there was one since the start."""
         return self._writer.set_aside
@@ -410,10 +426,46 @@ class Ledger:
 
     def acknowledge(self, epoch: int, seq: int) -> bool:
         """The central holds all up to this event. False, and nothing done, if the epoch is not its own."""
-        if not 0 < seq <= self.last_seq or self._epoch_of(seq) != epoch:
+        if not 0 < seq <= self.last_seq or self.epoch_of(seq) != epoch:
             return False
         self._writer.queue.put(Act(lambda store: store.acknowledge(max(seq, store.acknowledged))))
         return True
+
+    def outbox(self, limit: int, since: int | None = None) -> list[tuple[Any, ...]]:
+        """Events on disk that the central does not have yet, in order, at most so many: all with a higher
+        number than ``since`` (None: than ``acknowledged``), without those set aside.
+
+        Each as (epoch, digest, the values of ``EVENT_COLUMNS``). Where a row does not fit its digest, digest
+        and values but seq are None. 3 µs a row: the loop has a million to hand over after a week offline.
+        """
+        after = self.acknowledged if since is None else since
+        return self._ask(lambda reader: reader.outbox(after, limit, self._writer.epochs), [])
+
+    def settle(self, epoch: int, first: int, last: int) -> bool:
+        """The central has these numbers: ``acknowledged`` moves up to ``last`` in the writer's turn, unless
+        an event before ``first`` is still to be sent: then nothing happens, for nothing may be left out.
+        It also passes over what was set aside and directly follows.
+
+        False, and nothing done, where they are not all of this epoch, or not all here.
+        """
+        if not 0 < first <= last <= self.last_seq or not one_epoch(self.epochs, epoch, first, last):
+            return False
+
+        def do(store: Store) -> None:
+            store.settle(epoch, first, last)
+
+        self._writer.queue.put(Act(do))
+        return True
+
+    def lower(self, mark: int) -> None:
+        """The central was restored and has only what it had: everything after this number is sent again, as
+        far as it is still here. Never moves ``acknowledged`` up."""
+        self._writer.queue.put(Act(lambda store: store.acknowledge(max(0, min(mark, store.acknowledged)))))
+
+    def flushed(self, then: Callable[[], None]) -> None:
+        """``then`` is called on the loop when all that was asked for up to now is on disk. While the ledger
+        cannot be written, it waits."""
+        self._writer.queue.put(Act(lambda _: None, then))
 
     def have(self, answer: Mapping[int, int]) -> None:
         """What the central says it has, per epoch: sets ``acknowledged`` so, also back, as after the central
@@ -429,27 +481,33 @@ class Ledger:
         self._writer.queue.put(Act(lambda store: store.acknowledge(mark)))
 
     def refuse(self, seq: int, reason: str) -> None:
-        """The central will not have this event: it is kept for ever, and shown."""
+        """The central will not have this event: it is kept for ever, shown, and not sent again."""
         self._writer.queue.put(Act(lambda store: store.refuse(seq, reason)))
 
     def refused(self) -> list[dict[str, Any]]:
         """The events refused, each with its ``reason``."""
         rows = self._rows("SELECT seq, reason FROM refused ORDER BY seq")
         return [
-            (self.event(seq) or {"seq": seq, "epoch": self._epoch_of(seq), "damaged": True})
+            (self.event(seq) or {"seq": seq, "epoch": self.epoch_of(seq), "damaged": True})
             | {"reason": reason}
             for seq, reason in rows
         ]
 
-    def new_epoch(self, reason: str, then: Callable[[], None] | None = None) -> None:
-        """Draws a new epoch for all that is not acknowledged and all that follows. It is in use, and ``then``
-        called, when it is on disk: no number is ever sent under an epoch that a power cut could forget."""
+    def new_epoch(
+        self, reason: str, then: Callable[[], None] | None = None, *, after: int | None = None
+    ) -> None:
+        """Draws a new epoch for all that is not acknowledged and all that follows; with ``after`` only for
+        what follows that number, and never for what is acknowledged.
+
+        It is in use, and ``then`` called, when it is on disk: no number is ever sent under an epoch that a
+        power cut could forget.
+        """
         epoch = draw_epoch()
-        self._writer.queue.put(Act(lambda store: store.new_epoch(epoch, reason), then))
+        self._writer.queue.put(Act(lambda store: store.new_epoch(epoch, reason, after), then))
 
     def holds(self, epoch: int, seq: int) -> bool:
         """Whether the movement that this event of this gateway made is here: a ``usage`` of it is no news."""
-        if self._epoch_of(seq) != epoch:
+        if self.epoch_of(seq) != epoch:
             return False
         return bool(self._rows("SELECT 1 FROM movement WHERE seq = ?", (seq,)))
 
@@ -468,7 +526,8 @@ class Ledger:
 
         self._writer.queue.put(Act(do, then))
 
-    def _epoch_of(self, seq: int) -> int | None:
+    def epoch_of(self, seq: int) -> int | None:
+        """The epoch that a number is of; None from before the first that is known."""
         return epoch_of(self._writer.epochs, seq)
 
     # --- reading ---

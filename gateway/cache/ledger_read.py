@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gateway.cache.ledger_repair import open_read_only
-from gateway.cache.ledger_rows import event_dict, movement_of
-from gateway.cache.ledger_store import BY_ENTITLEMENT, BY_PERSON, EVENTS, LANE_KEY, SINCE, TRUSTED_KEY
+from gateway.cache.ledger_repair import HIGHEST_SEQ, open_read_only
+from gateway.cache.ledger_rows import EVENT_COLUMNS, event_dict, event_digest, movement_of
+from gateway.cache.ledger_store import (
+    BY_ENTITLEMENT,
+    BY_PERSON,
+    EVENTS,
+    LANE_KEY,
+    OUTBOX,
+    SINCE,
+    TRUSTED_KEY,
+    Epochs,
+    epoch_of,
+)
 from gateway.model import Movement
 
-Epochs = Sequence[tuple[int, int]]
-"""(first seq, epoch), in order."""
-
-
-def epoch_of(epochs: Epochs, seq: int) -> int | None:
-    """The epoch that a number belongs to; None if it is from before the first that is known."""
-    place = bisect_right(epochs, seq, key=lambda entry: entry[0])
-    return epochs[place - 1][1] if place else None
+_NO_COLUMNS = (None,) * (len(EVENT_COLUMNS) - 1)
 
 
 def _tolerant(text: bytes) -> str:
@@ -46,17 +48,37 @@ class Reader:
 
     def events(self, since: int, limit: int, epochs: Epochs) -> list[dict[str, Any]]:
         """Events with a higher number than ``since``, in order, each with its epoch; see ``event_dict``."""
+        rows = self._tolerating(EVENTS, (since, limit))
+        return [event_dict(row[:-1], row[-1], epoch_of(epochs, row[0])) for row in rows]
+
+    def outbox(self, since: int, limit: int, epochs: Epochs) -> list[tuple[Any, ...]]:
+        """See ``Ledger.outbox``."""
+        found: list[tuple[Any, ...]] = []
+        begin, end, epoch = 1, 0, None
+        for digest, *columns in self._tolerating(OUTBOX, (since, limit)):
+            seq = columns[0]
+            if not begin <= seq <= end:
+                epoch = epoch_of(epochs, seq)
+                begin, end = seq, min((first - 1 for first, _ in epochs if first > seq), default=HIGHEST_SEQ)
+            try:
+                whole = event_digest(columns) == digest
+            except TypeError:  # as in event_dict
+                whole = False
+            found.append((epoch, digest, *columns) if whole else (epoch, None, seq, *_NO_COLUMNS))
+        return found
+
+    def _tolerating(self, sql: str, arguments: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        """Rows of events, also where a text is not UTF-8."""
         try:
-            rows = self._conn.execute(EVENTS, (since, limit)).fetchall()
+            return self._conn.execute(sql, arguments).fetchall()
         except sqlite3.OperationalError as error:
             if hasattr(error, "sqlite_errorcode"):
                 raise
             self._conn.text_factory = _tolerant  # costs half as much again, so only where it is needed
             try:
-                rows = self._conn.execute(EVENTS, (since, limit)).fetchall()
+                return self._conn.execute(sql, arguments).fetchall()
             finally:
                 self._conn.text_factory = str
-        return [event_dict(row[:-1], row[-1], epoch_of(epochs, row[0])) for row in rows]
 
     def close(self) -> None:
         self._conn.close()

@@ -12,6 +12,7 @@ import contextlib
 import secrets
 import sqlite3
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -98,7 +99,18 @@ BY_SEQ = f"SELECT {_MOVEMENT} FROM movement WHERE seq = ?"
 SINCE = f"SELECT {_MOVEMENT} FROM movement WHERE at >= ? ORDER BY at, seq"
 KEYS_SINCE = "SELECT person, entitlement FROM movement WHERE at >= ?"
 PENDING = f"SELECT {_MOVEMENT} FROM movement WHERE passage = 'pending' ORDER BY seq"
+OUTBOX = (
+    f"SELECT digest, {_EVENT} FROM event WHERE seq > ? AND seq NOT IN (SELECT seq FROM refused)"
+    " ORDER BY seq LIMIT ?"
+)
+NEXT_TO_SEND = (
+    "SELECT seq FROM event WHERE seq > ? AND seq NOT IN (SELECT seq FROM refused) ORDER BY seq LIMIT 1"
+)
 EVENTS = f"SELECT {_EVENT}, digest FROM event WHERE seq > ? ORDER BY seq LIMIT ?"
+
+
+Epochs = Sequence[tuple[int, int]]
+"""(first seq, epoch), in order."""
 
 
 @dataclass(slots=True)
@@ -276,11 +288,13 @@ class Store:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
+        before = self.acknowledged, self.epochs
         self.conn.execute("BEGIN IMMEDIATE")
         try:
             yield
             self.conn.execute("COMMIT")
         except BaseException:
+            self.acknowledged, self.epochs = before
             with contextlib.suppress(sqlite3.Error):  # often done already by SQLite, as on a full disk
                 self.conn.execute("ROLLBACK")
             raise
@@ -374,16 +388,40 @@ class Store:
     # --- acts, called inside a transaction ---
 
     def acknowledge(self, seq: int) -> None:
-        """Everything up to here is held by the central; a lower number than before takes that back."""
+        """Everything up to here is held by the central; a lower number than before takes that back.
+
+        What was set aside and directly follows is passed over: nobody will ever acknowledge it.
+        """
+        following = self.conn.execute(NEXT_TO_SEND, (seq,)).fetchone()
+        passed = self.conn.execute(
+            "SELECT max(seq) FROM refused WHERE seq > ? AND seq < ?",
+            (seq, self.last_seq + 1 if following is None else following[0]),
+        ).fetchone()[0]
+        seq = seq if passed is None else passed
         self.conn.execute("UPDATE meta SET value = ? WHERE key = 'acknowledged'", (seq,))
         self.acknowledged = seq
 
-    def refuse(self, seq: int, reason: str) -> None:
-        self.conn.execute("INSERT OR REPLACE INTO refused VALUES (?, ?)", (seq, reason))
+    def settle(self, epoch: int, first: int, last: int) -> bool:
+        """The central has these numbers of this epoch. False, and nothing done, where they are not of it, or
+        where an event before them is still to be sent."""
+        if not 0 < first <= last <= self.last_seq or not one_epoch(self.epochs, epoch, first, last):
+            return False
+        following = self.conn.execute(NEXT_TO_SEND, (self.acknowledged,)).fetchone()
+        if following is not None and following[0] < first:
+            return False
+        if last > self.acknowledged:
+            self.acknowledge(last)
+        return True
 
-    def new_epoch(self, epoch: int, reason: str) -> None:
-        """All that is not acknowledged, and what follows, is of this epoch."""
-        first = self.acknowledged + 1
+    def refuse(self, seq: int, reason: str) -> None:
+        """Set aside: kept for ever, and not sent again."""
+        self.conn.execute("INSERT OR REPLACE INTO refused VALUES (?, ?)", (seq, reason))
+        self.acknowledge(self.acknowledged)
+
+    def new_epoch(self, epoch: int, reason: str, after: int | None = None) -> None:
+        """What follows ``after`` is of this epoch; None: all that is not acknowledged. What is acknowledged
+        stays under the epoch that the central knows it by."""
+        first = max(self.acknowledged, after or 0) + 1
         self.conn.execute("DELETE FROM epoch WHERE first_seq >= ?", (first,))
         self.conn.execute("INSERT INTO epoch VALUES (?, ?, ?, ?)", (first, epoch, now(), reason))
         self.epochs = (*(known for known in self.epochs if known[0] < first), (first, epoch))
@@ -414,6 +452,18 @@ class Store:
 
     def close(self) -> None:
         self.conn.close()
+
+
+def epoch_of(epochs: Epochs, seq: int) -> int | None:
+    """The epoch that a number belongs to; None if it is from before the first that is known."""
+    place = bisect_right(epochs, seq, key=lambda entry: entry[0])
+    return epochs[place - 1][1] if place else None
+
+
+def one_epoch(epochs: Epochs, epoch: int, first: int, last: int) -> bool:
+    """Whether all of these numbers are of this epoch."""
+    begins = (begin for begin, _ in epochs)
+    return epoch_of(epochs, first) == epoch and not any(first < begin <= last for begin in begins)
 
 
 def draw_epoch() -> int:
