@@ -9,6 +9,7 @@ import fcntl
 import os
 import socket
 import time
+from hashlib import sha256
 from pathlib import Path
 
 
@@ -76,6 +77,25 @@ def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+_MACHINE_ID = ("etc/machine-id", "var/lib/dbus/machine-id")
+_BOARD = ("sys/firmware/devicetree/base/serial-number", "sys/class/dmi/id/product_uuid")
+
+
+def machine_identity(root: Path = Path("/")) -> str:
+    """64 hex digits that name this computer: over the installation (machine-id(5)) and, where this user may
+    read it, the board's serial number, which a copy of the card does not take along."""
+    parts = [_first_readable(root, names) for names in (_MACHINE_ID, _BOARD)]
+    return sha256(b"gateway machine\n" + b"\n".join(parts)).hexdigest()
+
+
+def _first_readable(root: Path, names: tuple[str, ...]) -> bytes:
+    for name in names:
+        with contextlib.suppress(OSError):
+            if found := (root / name).read_bytes().strip(b"\0 \r\n"):
+                return found
+    return b""
 
 
 def notify(state: str) -> None:
