@@ -8,7 +8,8 @@ A client that is slow, silent or hostile never delays a scan:
   step that took d, its next one waits for 9 d;
 - what a client does not read is bounded: its requests are not read on until it has read its answers, and
   a watcher that lags loses verdicts, not the gate's memory;
-- lines, clients and unread bytes have limits; who passes them is cut off and counted.
+- lines, clients and unread bytes have limits; who passes them is cut off and counted;
+- a file descriptor is taken where a call asks for one; any other is closed, and whoever sent it is cut off.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import asyncio
 import os
 import socket
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any, Literal, NamedTuple
 
 import orjson
+
+from gateway.passing import Closer, Connection, Listening
 
 PROTOCOL = 1
 MAX_LINE = 1 << 20
@@ -33,17 +36,38 @@ _LAG = 1 << 20
 """Bytes of verdicts that a watcher may leave unread before it loses some."""
 _SHARE = 9
 """A role's step of d seconds is followed by this many d for everybody else."""
+FD_SECONDS = 5.0
+"""In which a descriptor that was asked for must come."""
 
 Role = Literal["admin", "sync"]
 Call = Callable[[Mapping[str, Any]], Any]
-"""A call's handler: arguments to a JSON-able result, or to an iterator that yields ``Later`` between short
-steps and at last the result. Raises ``CallError`` for what the client did wrong."""
+"""A call's handler: arguments to a JSON-able result, or to a generator that yields ``Later`` between short
+steps (or ``TakeFd``) and at last the result. Raises ``CallError`` for what the client did wrong. A generator
+whose client is gone is closed."""
 
 
 class Later(NamedTuple):
     """Not done: go on with the next step after so many seconds."""
 
     seconds: float = 0.0
+
+
+class TakeFd:
+    """Yielded by a handler that needs a file descriptor of its client: it is in ``fd`` then, and the handler
+    has to close it. Where none comes, the generator is closed and the call refused."""
+
+    def __init__(self) -> None:
+        self.fd: int | None = None
+        self._closer: Closer | None = None
+
+    def hand(self, fd: int, closer: Closer) -> None:
+        self.fd, self._closer = fd, closer
+
+    def close(self) -> None:
+        """Close it without waiting: a hostile one may take for ever to close. Twice does nothing."""
+        fd, self.fd = self.fd, None
+        if fd is not None and self._closer is not None:
+            self._closer.close([fd])
 
 
 class CallError(Exception):
@@ -70,6 +94,8 @@ class Socket:
         self.on_dropped = on_dropped
         self.clients: set[_Client] = set()
         self.free_at = 0.0
+        self.closer = Closer(self._hang)
+        self.accepted: dict[int, Connection] = {}
         self._server: asyncio.Server | None = None
         self._path: Path | None = None
 
@@ -79,22 +105,33 @@ class Socket:
         Raises:
             OSError: the path cannot be used.
         """
-        loop = asyncio.get_running_loop()
-        if isinstance(where, Path):
-            _clear_stale(where)
-            mask = os.umask(0o117)
-            try:
-                self._server = await loop.create_unix_server(lambda: _Client(self), path=str(where))
-            except OSError as error:
-                reason = error.strerror or error
-                raise OSError(
-                    f"{where}: {reason}; set {self.role}_socket to a short path in a folder that is there"
-                ) from error
-            finally:
-                os.umask(mask)
-            self._path = where
-        else:
-            self._server = await loop.create_unix_server(lambda: _Client(self), sock=where)
+        self._loop = asyncio.get_running_loop()
+        listening = self._bound(where) if isinstance(where, Path) else Listening(self.closer, where)
+        self.accepted = listening.accepted
+        self._server = await self._loop.create_unix_server(lambda: _Client(self), sock=listening)
+
+    def _bound(self, path: Path) -> Listening:
+        _clear_stale(path)
+        listening = Listening(self.closer)
+        mask = os.umask(0o117)
+        try:
+            listening.bind(str(path))
+        except OSError as error:
+            listening.close()
+            reason = error.strerror or error
+            raise OSError(
+                f"{path}: {reason}; set {self.role}_socket to a short path in a folder that is there"
+            ) from error
+        finally:
+            os.umask(mask)
+        self._path = path
+        return listening
+
+    def _hang(self) -> None:
+        """Descriptors of the clients cannot be closed: none are taken any more, or the gate would run out of
+        them. Scans go on."""
+        self.on_dropped(self.role)
+        self._loop.call_soon(self.close)  # not from within a step of one of them
 
     def tell(self, verdict: Mapping[str, Any]) -> None:
         """A verdict for everybody who watches."""
@@ -133,7 +170,13 @@ class _Client(asyncio.Protocol):
         self._socket = socket_
         self._buffer = bytearray()
         self._loop = asyncio.get_running_loop()
-        self._steps: Iterator[Any] | None = None
+        self._steps: Generator[Any, None, None] | None = None
+        self._connection: Connection | None = None
+        self._asked: TakeFd | None = None
+        """Its descriptor is to come."""
+        self._handed: TakeFd | None = None
+        """Its descriptor came, and the generator does not know yet."""
+        self._patience: asyncio.TimerHandle | None = None
         self._request: Any = None
         self._scheduled = False
         self._pause = 0.0
@@ -147,6 +190,7 @@ class _Client(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        self._connection = self._socket.accepted.pop(transport.get_extra_info("socket").fileno())
         transport.set_write_buffer_limits(high=_UNREAD)
         if len(self._socket.clients) >= MAX_CLIENTS:
             self._write({"error": f"too many clients, at most {MAX_CLIENTS}", "code": "busy"})
@@ -159,10 +203,20 @@ class _Client(asyncio.Protocol):
     def connection_lost(self, _: Exception | None) -> None:
         self._socket.clients.discard(self)
         self._transport = None
-        self._steps = None
+        self._end()
         self._buffer.clear()
 
     def data_received(self, data: bytes) -> None:
+        assert self._connection is not None
+        fds, self._connection.fds = self._connection.fds, []
+        if self._asked is not None:
+            self._came(data, fds)
+            return
+        if fds:
+            self._socket.closer.close(fds)
+            self._socket.on_dropped(self._socket.role)
+            self.drop()
+            return
         self._buffer += data
         if len(self._buffer) > MAX_LINE and self._buffer.find(b"\n", 0, MAX_LINE) < 0:
             self._socket.on_dropped(self._socket.role)
@@ -184,7 +238,7 @@ class _Client(asyncio.Protocol):
 
     def _schedule(self) -> None:
         """See to it that the next step is taken when this role's turn comes."""
-        if self._transport is None or self._scheduled or not self._writable:
+        if self._transport is None or self._scheduled or not self._writable or self._asked is not None:
             self._hold()
             return
         if self._steps is None and b"\n" not in self._buffer:
@@ -228,19 +282,59 @@ class _Client(asyncio.Protocol):
                 line = bytes(self._buffer[:end])
                 del self._buffer[: end + 1]
                 result = self._start(line)
-                if not isinstance(result, Iterator):
+                if not isinstance(result, Generator):
                     self._answer(result)
                     return
                 self._steps = result
+            self._handed = None  # if there is one, it is the generator's from here on
             result = next(self._steps)
             if isinstance(result, Later):
                 self._pause = result.seconds
+            elif isinstance(result, TakeFd):
+                self._ask(result)
             else:
-                self._steps = None
+                self._end()
                 self._answer(result)
         except CallError as error:
-            self._steps = None
-            self._write({"id": self._request, "ok": False, "code": error.code, "error": str(error)})
+            self._end()
+            self._refuse(error)
+
+    def _end(self) -> None:
+        """The request is over, done or not."""
+        if self._patience is not None:
+            self._patience.cancel()
+        steps, handed = self._steps, self._handed
+        self._steps = self._asked = self._handed = self._patience = None
+        if handed is not None:
+            handed.close()
+        if steps is not None:
+            steps.close()
+
+    def _ask(self, wanted: TakeFd) -> None:
+        if self._buffer:
+            raise CallError("bad_request", "send nothing more until the file descriptor is asked for")
+        self._asked = wanted
+        self._write({"id": self._request, "send_fd": True})
+        self._patience = self._loop.call_later(FD_SECONDS, self._came, b"", ())
+
+    def _came(self, data: bytes, fds: Sequence[int]) -> None:
+        """What came in the place of the descriptor. A connection on which it was something else is closed:
+        what follows could be read as anything."""
+        wanted, self._asked = self._asked, None
+        assert wanted is not None
+        if len(data) != 1 or not fds:
+            self._socket.closer.close(fds)
+            self._end()
+            self._refuse(CallError("bad_request", "one byte with a file descriptor did not come"))
+            if self._transport is not None:
+                self._transport.close()
+            return
+        if self._patience is not None:
+            self._patience.cancel()
+        wanted.hand(fds[0], self._socket.closer)
+        self._handed = wanted
+        self._socket.closer.close(fds[1:])
+        self._schedule()
 
     def _start(self, line: bytes) -> Any:
         self._request = None
@@ -262,6 +356,9 @@ class _Client(asyncio.Protocol):
                 "not_allowed", f"no such call for the role {self._socket.role}; see docs/control.md"
             )
         return call(request)
+
+    def _refuse(self, error: CallError) -> None:
+        self._write({"id": self._request, "ok": False, "code": error.code, "error": str(error)})
 
     def _answer(self, result: Any) -> None:
         self._write({"id": self._request, "ok": True, "result": result})
@@ -286,6 +383,7 @@ class _Client(asyncio.Protocol):
         """Cut the connection, unread or not."""
         if self._transport is not None:
             self._transport.abort()
+        self._end()
         self._socket.clients.discard(self)
 
 
@@ -354,26 +452,54 @@ class Client:
         message: dict[str, Any] = orjson.loads(line)
         return message
 
-    def call(self, name: str, **arguments: Any) -> Any:
-        """Make a call and wait for its result.
+    def call(self, name: str, *, timeout: float | None = None, **arguments: Any) -> Any:
+        """Make a call and wait for its result; ``timeout`` in seconds, None: as for the connection.
 
         Raises:
             CallError: refused by the gate.
             NoGate: the gate went away.
+            TimeoutError: it did not answer; the connection is then worth nothing any more.
         """
-        self._id += 1
-        request = {"id": self._id, "call": name, **{k: v for k, v in arguments.items() if v is not None}}
+        return self._call(name, None, timeout, arguments)
+
+    def call_with_fd(self, name: str, fd: int, *, timeout: float | None = None, **arguments: Any) -> Any:
+        """The same with a file descriptor, which the gate asks for and gets a copy of."""
+        return self._call(name, fd, timeout, arguments)
+
+    def _call(self, name: str, fd: int | None, timeout: float | None, arguments: Mapping[str, Any]) -> Any:
+        usual = self._socket.gettimeout()
+        until = None if timeout is None else monotonic() + timeout
         try:
-            self._socket.sendall(orjson.dumps(request) + b"\n")
+            return self._exchange(name, fd, until, arguments)
         except ConnectionError as error:
             raise NoGate("the gate closed the connection") from error
+        finally:
+            self._socket.settimeout(usual)
+
+    def _exchange(self, name: str, fd: int | None, until: float | None, arguments: Mapping[str, Any]) -> Any:
+        self._id += 1
+        request = {"id": self._id, "call": name, **{k: v for k, v in arguments.items() if v is not None}}
+        self._wait_until(until)
+        self._socket.sendall(orjson.dumps(request) + b"\n")
         while True:
+            self._wait_until(until)
             answer = self._read()
             if answer.get("id") != self._id:
                 continue  # a verdict in between
+            if answer.get("send_fd"):
+                if fd is not None:
+                    socket.send_fds(self._socket, [b"\n"], [fd])
+                continue
             if answer.get("ok"):
                 return answer.get("result")
             raise CallError(str(answer.get("code")), str(answer.get("error")))
+
+    def _wait_until(self, until: float | None) -> None:
+        if until is not None:
+            left = until - monotonic()
+            if left <= 0:
+                raise TimeoutError("the gate did not answer in time")
+            self._socket.settimeout(left)
 
     def verdicts(self) -> Iterator[dict[str, Any]]:
         """Everything that is told after ``watch``, for ever."""
