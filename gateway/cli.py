@@ -159,6 +159,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("area", metavar="AREA", help="as the records name it")
     sub = command("annul", _annul, "the person of that event did not go through after all")
     sub.add_argument("seq", type=int, metavar="SEQ", help="the event's number, seq in gateway ledger")
+    from gateway.central.cli import add
+
+    help_ = "the reference central: serve it, and ask it things"
+    add(commands.add_parser("central", help=help_, description=help_))
     return parser
 
 
