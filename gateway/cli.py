@@ -186,7 +186,7 @@ def _gate(options: argparse.Namespace) -> int:
 
 
 def _demo(_: argparse.Namespace) -> int:
-    from gateway.demo import demo
+    from gateway.demo.terminal import demo
 
     return demo()
 

@@ -1,390 +1,297 @@
-"""``gateway demo``: the whole gate on this machine, without hardware or configuration.
+"""``gateway demo``: the whole system on this machine, without hardware or configuration.
 
-A virtual serial scanner (a pty, read by the real serial reader), a lane in memory with a passage sensor,
-and a visitor who walks through shortly after the lane opens. Every line typed is a scan.
+The central, the sync and the gate are processes of their own, as they are in earnest, in a folder that goes
+when the demo ends. Made up are two serial scanners (ptys, read by the real serial reader), a lane in memory
+with a passage sensor, a visitor who walks through, and the cards. Every line typed is a scan.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-import shutil
+import signal
 import sys
 import tempfile
-import textwrap
 import threading
-import tty
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
-
-import orjson
+from zoneinfo import ZoneInfo
 
 from gateway import log
-from gateway.cache.build import build
-from gateway.configload import loads
-from gateway.daemon import Daemon
-from gateway.host import monotonic, wall
-from gateway.model import Decision, Scan, Verdict
-from gateway.turnstile.relay import MemoryInput, MemoryRelay
-from gateway.world import PointAt
+from gateway.demo.samples import feed, zone
+from gateway.demo.scanning import GateLine
+from gateway.demo.system import CannotStart, System
+from gateway.demo.words import prompt, tell, tell_wrapped
 
-_WALK = 0.4
-"""Seconds from the lane's opening to the visitor's passage."""
 _PRESENT_AGAIN = 1.1
 """Seconds after which the same code is no longer a repeat: a little over repeat_delay_s below."""
 _ANSWER = 5.0
 """Seconds to wait for the answer to a scan before saying that none came."""
+_PASSAGE = 8.0
+"""Seconds to wait for what became of a grant: more than the lane's timeout_s below."""
+_UPLOADED = 10.0
+"""Seconds to wait at the end for the central to acknowledge what it was sent."""
+_LOOK = 0.2
+"""Seconds between two looks at whether news have arrived."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-_CONFIG = """
-[gateway]
-id = "demo"
-data_dir = {data_dir}
-
-[[lane]]
-name = "north"
-relay = {{ driver = "memory" }}
-pulse_ms = 300
-passage = {{ driver = "memory", timeout_s = 5 }}
-
-[[point]]
-name = "north-in"
-lane = "north"
-from = "outside"
-to = "hall"
-anti_passback = "hard"
-guest_window_s = 30
-
-[[point]]
-name = "north-out"
-lane = "north"
-from = "hall"
-to = "outside"
-
-[[reader]]
-name = "scanner-in"
-point = "north-in"
-driver = "serial"
-device = {scanner_in}
-repeat_delay_s = 1.0
-
-[[reader]]
-name = "scanner-out"
-point = "north-out"
-driver = "serial"
-device = {scanner_out}
-repeat_delay_s = 1.0
-"""
+_FROM_THE_CENTRAL = ("unknown_credential", "revoked", "suspended", "not_yet_valid", "expired", "no_right")
+"""Verdicts by which a change at the central shows; the others come and go with time and visitors."""
 
 Json = dict[str, Any]
 
 
-def _zone() -> str:
-    """The machine's time zone by name, UTC where it has none."""
-    names = [
-        os.environ.get("TZ", "").lstrip(":"),
-        str(Path("/etc/localtime").resolve()).partition("zoneinfo/")[2],
-    ]
-    for name in names:
-        try:
-            if name and ZoneInfo(name):
-                return name
-        except (ZoneInfoNotFoundError, ValueError, OSError):
-            continue
-    return "UTC"
+def _read_lines(loop: asyncio.AbstractEventLoop, lines: asyncio.Queue[str | None]) -> None:
+    """A thread's work: a file and /dev/null cannot be waited for on a loop. Not through ``sys.stdin``, whose
+    lock this thread would still hold when the interpreter ends."""
+    rest = b""
+    with contextlib.suppress(OSError, RuntimeError):  # no standard input; or the demo is over
+        while data := os.read(0, 65536):
+            *whole, rest = (rest + data).split(b"\n")
+            for line in whole:
+                loop.call_soon_threadsafe(lines.put_nowait, _text(line))
+        if rest:
+            loop.call_soon_threadsafe(lines.put_nowait, _text(rest))
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(lines.put_nowait, None)
 
 
-def feed(now: datetime) -> tuple[list[Json], list[tuple[str, str]]]:
-    """The sample records, made to fit this moment, and the sample codes with what they show."""
-    today = now.date()
-    year = {"valid_from": f"{today.year}-01-01", "valid_until": f"{today.year + 1}-12-31"}
-    later = now.replace(minute=0, second=0, microsecond=0) + timedelta(hours=3)
-    hours = f"{later:%H:%M}-{later + timedelta(hours=2):%H:%M}"
-    begins, ends = now - timedelta(hours=1), now + timedelta(hours=4)
-    records: list[Json] = [
-        {"kind": "venue", "timezone": str(now.tzinfo), "day_starts": "04:00", "language": "en"},
-        {"kind": "area", "id": "hall", "name": {"en": "Hall", "de": "Halle"}, "capacity": 800},
-        {
-            "kind": "event",
-            "id": "v1",
-            "tag": "vernissage",
-            "areas": ["hall"],
-            "from": begins.isoformat(),
-            "until": ends.isoformat(),
-        },
-    ]
-
-    def product(id_: str, *rules: Json, **more: Any) -> None:
-        records.append({"kind": "product", "id": id_, "rules": list(rules), **more})
-
-    product("family", {"areas": ["hall"], "guests": 1}, name={"en": "Family"}, grace_days=14)
-    product(
-        "patron", {"areas": ["hall"], "during": "vernissage", "early_minutes": 60, "guests": 1}, tier="gold"
-    )
-    product("single", {"areas": ["hall"], "limits": [{"max": 1, "per": "term"}]}, category="ticket")
-    product("annual", {"areas": ["hall"]}, category="pass")
-    product("member", category="membership", club="friends")
-    product("off-peak", {"areas": ["hall"], "hours": [hours]}, name={"en": "Off-peak"})
-
-    def card(
-        n: int, code: str, product_: str, *more_products: str, state: str = "active", **more: Any
-    ) -> None:
-        entitlements = []
-        for i, each in enumerate((product_, *more_products)):
-            entitlements.append(f"E{n}{'abc'[i] if i else ''}")
-            records.append(
-                {
-                    "kind": "entitlement",
-                    "id": entitlements[-1],
-                    "product": each,
-                    "holder": f"H{n}",
-                    **year,
-                    **(more if not i else {}),
-                }
-            )
-        records.append(
-            {"kind": "credential", "id": f"C{n}", "code": code, "state": state, "entitlements": entitlements}
-        )
-
-    card(1, "FAMILY-8K2M", "family")
-    card(2, "VERNISSAGE-4T7Q", "patron")
-    card(3, "SUSPENDED-2PX9", "family", state="active")
-    records[-2]["state"] = "suspended"
-    card(4, "NEWCARD-5H3J", "annual")
-    records.append(
-        {
-            "kind": "credential",
-            "id": "C4old",
-            "code": "LOSTCARD-5H3J",
-            "state": "lost",
-            "entitlements": ["E4"],
-        }
-    )
-    card(5, "REPLACED-7W1B", "annual", state="replaced")
-    card(6, "PASS+MEMBER-6D4F", "member", "annual")
-    card(7, "GRACE-3N8C", "family", valid_until=f"{today - timedelta(days=3)}")
-    card(8, "OFFPEAK-9R2L", "off-peak")
-    card(9, "SINGLE-1Z5V", "single")
-    records.append(
-        {
-            "kind": "holder",
-            "id": "H1",
-            "notice": {"en": "Your new card is at the desk", "de": "Ihre neue Karte liegt bereit"},
-        }
-    )
-    records.append({"kind": "holder", "id": "H6", "language": "de"})
-    return records, [
-        ("FAMILY-8K2M", "a family with a plus-one: scan it again for the guest"),
-        ("VERNISSAGE-4T7Q", "admits to vernissages, and one is on now"),
-        ("SUSPENDED-2PX9", "a membership that is suspended"),
-        ("LOSTCARD-5H3J", "a lost card; its membership lives on in the next one"),
-        ("NEWCARD-5H3J", "the card that was issued for it"),
-        ("REPLACED-7W1B", "a card that was replaced by another"),
-        ("PASS+MEMBER-6D4F", "annual pass and membership on one code, in German"),
-        ("GRACE-3N8C", "expired three days ago, within 14 days of grace"),
-        ("OFFPEAK-9R2L", f"off-peak: admits from {hours.replace('-', ' to ')}"),
-        ("SINGLE-1Z5V", "a single ticket: admits once"),
-        ("out FAMILY-8K2M", "the first card at the exit: out, a space and a code"),
-        ("ANYTHING-ELSE", "an unknown code"),
-    ]
+def _text(line: bytes) -> str:
+    """Whatever is typed or piped is a scan, also what is no UTF-8."""
+    return line.rstrip(b"\r").decode(errors="surrogateescape")
 
 
-class Pty:
-    """A virtual serial scanner: what is written here, the serial reader reads at ``device``."""
-
-    def __init__(self) -> None:
-        self._master, self._slave = os.openpty()
-        tty.setraw(self._slave)
-        self.device = os.ttyname(self._slave)
-
-    def scan(self, code: str) -> None:
-        data = code.encode(errors="surrogateescape") + b"\r"
-        while data:
-            data = data[os.write(self._master, data) :]
-
-    def close(self) -> None:
-        os.close(self._master)
-        os.close(self._slave)
+def _in_short(verdict: Json) -> str:
+    """The verdict with all that is not null, as in ``gateway check``."""
+    parts = [verdict["verdict"]]
+    if verdict["detail"] is not None:
+        parts.append(f"detail {verdict['detail']}")
+    if verdict["flags"]:
+        parts.append(f"flags {' '.join(verdict['flags'])}")
+    if verdict["guest"]:
+        parts.append(f"guest {verdict['guest']}")
+    if verdict["left"] is not None:
+        parts.append(f"left {verdict['left']}")
+    return ", ".join(parts)
 
 
-class Demo:
-    """The gate with its virtual scanner and visitor; ``line`` is a scan."""
+# --- scans ----------------------------------------------------------------------------------------------
 
-    def __init__(self, daemon: Daemon, scanners: dict[str, Pty]) -> None:
-        self._daemon = daemon
-        self._scanners = scanners
-        self._answers: asyncio.Queue[tuple[PointAt, Decision, int]] = asyncio.Queue()
-        self._ledger_said = daemon.gate.on_verdict
-        daemon.gate.on_verdict = self._verdict
-        self._relay = daemon.relays["north"]
-        sensor = daemon.inputs[0]
-        assert isinstance(self._relay, MemoryRelay)
-        assert isinstance(sensor, MemoryInput)
-        self._sensor = sensor
+
+class Visit:
+    """What is typed is scanned; ``line`` is a scan."""
+
+    def __init__(self, system: System) -> None:
+        self._system, self._gate = system, system.gate
         self.scans = self.granted = 0
         self._patient = not sys.stdin.isatty()
         self._scanned: dict[str, float] = {}
-
-    def _verdict(self, scan: Scan, at: PointAt, decision: Decision, now: int) -> None:
-        self._ledger_said(scan, at, decision, now)
-        self._answers.put_nowait((at, decision, now))
 
     async def line(self, text: str) -> None:
         """Scan one line and tell what happened."""
         out = text.startswith("out ")
         code = text.removeprefix("out ").strip()
         if not code:
-            _tell("  · a line without a code is not a scan")
+            tell("  · a line without a code is not a scan")
             return
-        relay = self._relay
-        assert isinstance(relay, MemoryRelay)
-        pulses = len(relay.history)
-        repeats = self._repeats()
         loop = asyncio.get_running_loop()
         if self._patient and (text in self._scanned):
             # Piped lines come faster than a hand can present a card again.
             await asyncio.sleep(max(0.0, self._scanned[text] + _PRESENT_AGAIN - loop.time()))
         self._scanned[text] = loop.time()
-        while not self._answers.empty():  # a line with a tab is two scans, of which the first was told
-            self._answers.get_nowait()
-        # In a thread: what is longer than the pty's buffer waits for the reader, which is on this loop.
-        await loop.run_in_executor(None, self._scanners["out" if out else "in"].scan, code)
-        deadline = loop.time() + _ANSWER
-        while self._answers.empty():
-            if self._repeats() > repeats:
-                _tell("  · the same scan (a code held before the scanner counts once)")
-                return
-            if loop.time() > deadline:
-                _tell("  · no answer: the scanner sent no code")
-                return
-            await asyncio.sleep(0.01)
-        at, decision, now = self._answers.get_nowait()
+        before = (await self._gate.status())["ledger"]["last_seq"]
+        repeats = await self._repeats()
+        self._gate.forget()  # a line with a tab is two scans, of which the first was told
+        await self._system.scanners["out" if out else "in"].scan(code)
+        verdict = await self._verdict(repeats)
+        if verdict is None:
+            return
         self.scans += 1
-        told = self._daemon.gate.tell(at, decision, now)
-        granted = decision.verdict is Verdict.GRANTED
+        granted = verdict["verdict"] == "granted"
         self.granted += granted
-        _tell(f"  {'✓' if granted else '✗'} {_in_short(decision)}")
-        _tell_wrapped(f"“{told.message}”")
-        if told.notice:
-            _tell_wrapped(f"notice: {told.notice}")
-        if not granted:
-            _tell("    lane north stays shut")
-            return
-        if not await self._until(lambda: len(relay.history) > pulses):
-            _tell_wrapped("the same grant again: its passage is still awaited, no second one is given")
-            return
-        await asyncio.sleep(_WALK)
-        self._sensor.fire()
-        way = "out" if at.exit else "in"
-        _tell(f"    lane north opened for 300 ms; the visitor went {way}; {self._inside()}")
+        tell(f"  {'✓' if granted else '✗'} {_in_short(verdict)}")
+        tell_wrapped(f"“{verdict['message']}”")
+        if verdict["notice"]:
+            tell_wrapped(f"notice: {verdict['notice']}")
+        if granted:
+            await self._went_through(before, out)
+        else:
+            tell("    lane north stays shut")
 
-    async def _until(self, holds: Callable[[], bool]) -> bool:
-        """Wait a little for something to hold."""
-        for _ in range(100):
-            if holds():
-                return True
-            await asyncio.sleep(0.01)
-        return False
+    async def _verdict(self, repeats: float) -> Json | None:
+        """The answer to a scan; None: there is none, and that was told."""
+        deadline = asyncio.get_running_loop().time() + _ANSWER
+        while asyncio.get_running_loop().time() < deadline:
+            with contextlib.suppress(TimeoutError):
+                return await asyncio.wait_for(self._gate.verdicts.get(), 0.1)
+            if await self._repeats() > repeats:
+                tell("  · the same scan (a code held before the scanner counts once)")
+                return None
+        tell("  · no answer: the scanner sent no code")
+        return None
 
-    def _repeats(self) -> float:
-        metrics = self._daemon.metrics.repeats
-        return float(sum(metrics.labels(reader)._value.get() for reader in ("scanner-in", "scanner-out")))
+    async def _repeats(self) -> float:
+        text: str = (await self._gate.call("metrics"))["text"]
+        lines = (line for line in text.splitlines() if line.startswith("gateway_repeats_total{"))
+        return sum(float(line.rpartition(" ")[2]) for line in lines)
 
-    def _inside(self) -> str:
-        count = self._daemon.gate.crowd.count("hall", wall())
-        return f"{count} in the hall"
-
-
-def _in_short(decision: Decision) -> str:
-    """The verdict with all that is not null, as in ``gateway check``."""
-    parts = [decision.verdict.value]
-    if decision.detail is not None:
-        parts.append(f"detail {decision.detail}")
-    if decision.flags:
-        parts.append(f"flags {' '.join(decision.flags)}")
-    if decision.guest:
-        parts.append(f"guest {decision.guest}")
-    if decision.left is not None:
-        parts.append(f"left {decision.left}")
-    return ", ".join(parts)
-
-
-def _tell(text: str) -> None:
-    text = text.encode(sys.stdout.encoding, "replace").decode(sys.stdout.encoding)
-    print(text, flush=True)  # noqa: T201 - this is what the demo is for
-
-
-def _tell_wrapped(text: str) -> None:
-    """Below a verdict, broken at spaces where the terminal is too narrow."""
-    width = max(40, shutil.get_terminal_size().columns - 1)
-    _tell(textwrap.fill(text, width, initial_indent="    ", subsequent_indent="    "))
-
-
-def _read_lines(loop: asyncio.AbstractEventLoop, lines: asyncio.Queue[str | None]) -> None:
-    for line in sys.stdin.buffer:  # bytes: whatever is typed or piped is a scan, also what is no UTF-8
-        text = line.rstrip(b"\r\n").decode(errors="surrogateescape")
-        loop.call_soon_threadsafe(lines.put_nowait, text)
-    loop.call_soon_threadsafe(lines.put_nowait, None)
-
-
-async def _serve(folder: Path) -> None:
-    now = datetime.now(UTC).astimezone(ZoneInfo(_zone()))
-    records, samples = feed(now)
-    build(folder, map(orjson.dumps, records), source="demo", pace=0)
-    scanners = {"in": Pty(), "out": Pty()}
-    config = _CONFIG.format(
-        data_dir=orjson.dumps(str(folder)).decode(),
-        scanner_in=orjson.dumps(scanners["in"].device).decode(),
-        scanner_out=orjson.dumps(scanners["out"].device).decode(),
-    )
-    daemon = Daemon(loads(config, "demo"), signals=False)
-    await daemon.start()
-    try:
-        demo = Demo(daemon, scanners)
-        _tell("The gate is running: virtual serial scanners, a lane in memory, no network.\n")
-        _tell("Type a code and press Enter: it is scanned at the entry. Ctrl-D ends.\n")
-        for code, meaning in samples:
-            _tell(f"  {code:<18} {meaning}")
-        _tell("")
-        lines: asyncio.Queue[str | None] = asyncio.Queue()
+    async def _went_through(self, before: int, out: bool) -> None:
+        """Tell what becomes of the grant that is recorded after that event."""
+        grant: int | None = None
         loop = asyncio.get_running_loop()
-        threading.Thread(target=_read_lines, args=(loop, lines), daemon=True).start()
-        stop = asyncio.create_task(daemon.wait())
-        while True:
-            if sys.stdin.isatty():
-                sys.stdout.write("scan> ")
-                sys.stdout.flush()
-            get = asyncio.create_task(lines.get())
-            await asyncio.wait((get, stop), return_when=asyncio.FIRST_COMPLETED)
-            if not get.done():
-                get.cancel()
-                break
-            line = get.result()
-            if line is None:
-                break
-            if not sys.stdin.isatty():
-                _tell(f"scan> {line}")
-            await demo.line(line)
-        stop.cancel()
-        await asyncio.sleep(0.05)
-        daemon.gate.tick(wall(), monotonic())
-        _tell(f"\n{demo.scans} scans, {demo.granted} granted; {daemon.ledger.last_seq} events in the ledger.")
+        began = loop.time()
+        while (waited := loop.time() - began) < _PASSAGE:
+            events = (await self._gate.call("events", since=before))["events"]
+            grant = grant or next((e["seq"] for e in events if e.get("verdict") == "granted"), None)
+            for event in events:
+                if grant is not None and event.get("of") == grant and event["kind"] == "passage":
+                    await self._tell_passage(event["passage"] == "taken", out)
+                    return
+            if grant is None and waited > 1.0:
+                tell_wrapped("the same grant again: its passage is still awaited, no second one is given")
+                return
+            await asyncio.sleep(0.02)
+        tell("    lane north opened; what became of it is not known yet")
+
+    async def _tell_passage(self, taken: bool, out: bool) -> None:
+        inside = (await self._gate.status())["areas"].get("hall", 0)
+        went = f"the visitor went {'out' if out else 'in'}" if taken else "nobody went through"
+        tell(f"    lane north opened for 300 ms; {went}; {inside} in the hall")
+
+
+async def _standing(gate: GateLine, codes: dict[str, str]) -> dict[str, str]:
+    """By credential, what the central's word on it is, as the gate knows it."""
+    said = {}
+    for code, credential in codes.items():
+        answer = await gate.call("check", code=code, point="north-in")
+        detail = f" ({answer['detail']})" if answer["verdict"] == "revoked" and answer["detail"] else ""
+        known = answer["verdict"] in _FROM_THE_CENTRAL
+        said[f"{credential}, {code},"] = f"{answer['verdict']}{detail}" if known else "valid"
+    return said
+
+
+async def _tell_news(gate: GateLine, codes: dict[str, str]) -> None:
+    """For ever: say when a card's standing has changed by what came from the central."""
+    cursor, standing = None, await _standing(gate, codes)
+    while True:
+        await asyncio.sleep(_LOOK)
+        snapshot = (await gate.status())["snapshot"]
+        if snapshot is None or snapshot["cursor"] == cursor:
+            continue
+        cursor, before, standing = snapshot["cursor"], standing, await _standing(gate, codes)
+        news = [f"{card} is now {word}" for card, word in standing.items() if before[card] != word]
+        for each in news:
+            tell(f"  · news from the central: {each}")
+        if news:
+            prompt()
+
+
+async def _farewell(system: System, visit: Visit) -> None:
+    """What was recorded here, and what of it the central has."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_UPLOADED):
+            while not await _all_uploaded(system.gate):  # noqa: ASYNC110 - by another process
+                await asyncio.sleep(0.05)
+    ledger = (await system.gate.status())["ledger"]
+    here, there = ledger["last_seq"], ledger["acknowledged"]
+    tell(f"\n{visit.scans} scans, {visit.granted} granted; {here} events in the ledger.")
+    count = await _events_at(system)
+    sure = "all acknowledged" if there >= here else f"{here - there} not acknowledged yet"
+    tell(f"The central has {count} of them; {sure}.")
+
+
+async def _all_uploaded(gate: GateLine) -> bool:
+    ledger = (await gate.status())["ledger"]
+    return bool(ledger["acknowledged"] >= ledger["last_seq"])
+
+
+async def _events_at(system: System) -> int:
+    """How many events the central has of this gate."""
+    count = since = 0
+    while page := (await system.admin("GET", f"events?gateway=demo&limit=1000&since={since}"))["events"]:
+        count, since = count + len(page), page[-1]["id"]
+    return count
+
+
+# --- all of it ------------------------------------------------------------------------------------------
+
+
+async def _session(folder: Path) -> None:
+    """The demo from its start to the end of input."""
+    records, samples = feed(datetime.now(UTC).astimezone(ZoneInfo(zone())))
+    system = System(folder)
+    try:
+        await system.start(records)
+        await _greet(system, samples)
+        codes = {r["code"]: r["id"] for r in records if r["kind"] == "credential"}
+        news = asyncio.create_task(_tell_news(system.gate, codes))
+        visit = Visit(system)
+        try:
+            async for line in _lines():
+                await visit.line(line)
+        finally:
+            news.cancel()
+        await _farewell(system, visit)
     finally:
-        daemon.close()
-        for scanner in scanners.values():
-            scanner.close()
+        await system.close()
+
+
+async def _greet(system: System, samples: list[tuple[str, str]]) -> None:
+    tell("Central, sync and gate are running, each in a process of its own; scanners and lane are virtual.\n")
+    tell("Type a code and press Enter: it is scanned at the entry. Ctrl-D ends.\n")
+    for code, meaning in samples:
+        tell(f"  {code:<18} {meaning}")
+    tell("\nThis line in a second terminal revokes the first card at the central; then scan it here:\n")
+    tell(f"{system.revocation()}\n")
+
+
+async def _lines() -> AsyncIterator[str]:
+    """What is typed, or piped, line by line."""
+    lines: asyncio.Queue[str | None] = asyncio.Queue()
+    threading.Thread(target=_read_lines, args=(asyncio.get_running_loop(), lines), daemon=True).start()
+    while True:
+        prompt()
+        line = await lines.get()
+        if line is None:
+            return
+        if not sys.stdin.isatty():
+            tell(f"scan> {line}")
+        yield line
+
+
+async def _until_stopped() -> None:
+    """The demo in a folder that goes with it, whenever and however it is told to end."""
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, told.set)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    with tempfile.TemporaryDirectory(prefix="gateway-demo-") as folder:
+        session = asyncio.create_task(_session(Path(folder)))
+        stop = asyncio.create_task(told.wait())
+        await asyncio.wait((session, stop), return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if not session.done():
+            tell("")
+            session.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await session
 
 
 def demo() -> int:
     """Run the demo until the end of input; the exit status."""
-    writer = log.start("error")
+    # Until there is somebody to hear them: a Ctrl-C that comes between would leave the folder behind.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    writer = log.start("critical")  # the parts have logs of their own
     try:
-        with tempfile.TemporaryDirectory(prefix="gateway-demo-") as folder:
-            asyncio.run(_serve(Path(folder)))
-    except KeyboardInterrupt:
-        _tell("")
+        asyncio.run(_until_stopped())
+    except CannotStart as error:
+        tell("")
+        print(f"gateway: the demo cannot go on: {error}", file=sys.stderr)  # noqa: T201
+        return 2
     finally:
         writer.close()
     return 0

@@ -98,7 +98,7 @@ class MemoryRelay:
         self.history: deque[tuple[int, bool]] = deque(maxlen=keep)
         self._loop = loop
         self._callbacks = callbacks
-        self._on_change = on_change
+        self.on_change = on_change
         self._held = False
         self._off_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -164,8 +164,8 @@ class MemoryRelay:
         self.on = on
         now = time.monotonic_ns() // 1000
         self.history.append((now, on))
-        if self._on_change is not None:
-            self._on_change(now, on)
+        if self.on_change is not None:
+            self.on_change(now, on)
 
 
 class MemoryInput:

@@ -1,4 +1,4 @@
-"""The demo, doctor and devices, and what every command says when it cannot do its work."""
+"""Doctor and devices, and what every command says when it cannot do its work."""
 
 from __future__ import annotations
 
@@ -26,74 +26,6 @@ def gateway(*arguments: str | bytes | Path, stdin: bytes = b"") -> Done:
     )
     assert b"Traceback" not in done.stderr, done.stderr.decode()
     return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
-
-
-# --- demo ---------------------------------------------------------------------------------------------
-
-
-STORIES = (
-    ("FAMILY-8K2M", "✓ granted"),
-    ("FAMILY-8K2M", "✓ granted, guest 1"),
-    ("VERNISSAGE-4T7Q", "✓ granted"),
-    ("SUSPENDED-2PX9", "✗ suspended, detail suspended"),
-    ("LOSTCARD-5H3J", "✗ revoked, detail lost"),
-    ("NEWCARD-5H3J", "✓ granted"),
-    ("REPLACED-7W1B", "✗ revoked, detail replaced"),
-    ("PASS+MEMBER-6D4F", "✓ granted"),
-    ("GRACE-3N8C", "✓ granted, flags grace"),
-    ("OFFPEAK-9R2L", "✗ not_at_this_time, detail "),
-    ("SINGLE-1Z5V", "✓ granted, left 0"),
-    ("SINGLE-1Z5V", "✗ limit_reached"),
-    ("out FAMILY-8K2M", "✓ granted"),
-    ("ANYTHING-ELSE", "✗ unknown_credential"),
-)
-
-
-def verdicts(out: str) -> list[tuple[str, str]]:
-    """Each line typed with the first line of its answer."""
-    return re.findall(r"^scan> (.*)\n  (.*)$", out, re.MULTILINE)
-
-
-def test_demo_tells_every_story() -> None:
-    """Piped input: each sample code gets the verdict that its story tells, lanes open and shut, the end of
-    input ends it in order."""
-    done = gateway("demo", stdin="".join(f"{code}\n" for code, _ in STORIES).encode())
-    assert (done.status, done.err) == (0, "")
-    answers = verdicts(done.out)
-    assert [code for code, _ in answers] == [code for code, _ in STORIES]
-    for (code, answer), (_, expected) in zip(answers, STORIES, strict=True):
-        assert answer.startswith(expected), code
-    granted = sum(expected.startswith("✓") for _, expected in STORIES)
-    assert done.out.count("lane north opened") == granted
-    assert done.out.count("stays shut") == len(STORIES) - granted
-    assert f"{len(STORIES)} scans, {granted} granted; {len(STORIES) + granted} events" in done.out
-    samples = done.out.partition("scan>")[0]
-    for code, _ in STORIES:
-        assert code.removeprefix("out ") in samples
-
-
-def test_demo_takes_any_input(site: Callable[..., Site]) -> None:
-    """Lines that are empty, very long, not UTF-8 or hold control characters are answered, and so is the next
-    line each time."""
-    odd = (b"", b"   ", b"out ", b"X" * 600, b"X" * 100_000, b"NO\xffUTF8", b"NO\x07BELL", b"TWO\tCODES")
-    lines = b"".join(line + b"\nANYTHING%d\n" % n for n, line in enumerate(odd))
-    done = site().run("demo", stdin=lines + b"FAMILY-8K2M")
-    assert done.status == 0, done.err
-    answers = verdicts(done.out)
-    assert len(answers) == 2 * len(odd) + 1
-    for code, answer in answers:
-        if code.startswith("ANYTHING"):
-            assert answer.startswith("✗ unknown_credential"), answers
-    assert sum("malformed" in answer for _, answer in answers) == 3
-    assert answers[-1][1].startswith("✓ granted")
-
-
-@pytest.mark.parametrize("stdin", [b"", b"\n"])
-def test_demo_without_input(site: Callable[..., Site], stdin: bytes) -> None:
-    """No input at all: it greets and ends."""
-    done = site().run("demo", stdin=stdin)
-    assert done.status == 0
-    assert "0 scans, 0 granted; 0 events" in done.out
 
 
 # --- devices and doctor -------------------------------------------------------------------------------

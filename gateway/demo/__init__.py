@@ -1,0 +1,1 @@
+"""``gateway demo``: the whole system on this machine, without hardware or configuration."""
