@@ -11,6 +11,7 @@ Meant to run in a process of its own (:func:`yield_to_gate`), beside a gate that
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import os
 import platform
@@ -29,7 +30,7 @@ from gateway.cache.generations import SnapshotError
 from gateway.cache.intake import Fault, Intake
 from gateway.cache.spool import Pacer
 
-__all__ = ["BuildReport", "DataError", "Fault", "build", "yield_to_gate"]
+__all__ = ["BuildReport", "DataError", "Fault", "NoRoomError", "build", "yield_to_gate"]
 
 _ROOM = 2.5
 
@@ -47,6 +48,10 @@ class DataError(Exception):
         super().__init__("\n".join(lines))
         self.faults = faults
         self.count = count
+
+
+class NoRoomError(SnapshotError):
+    """The disk has no room for another generation."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -86,6 +91,7 @@ def build(
     position: int | None = None,
     pace: float = 1.0,
     free: int | None = None,
+    alive: Callable[[], None] | None = None,
 ) -> BuildReport:
     """Builds the next generation in ``data_dir`` from NDJSON lines and returns what is in it.
 
@@ -93,10 +99,12 @@ def build(
     read so far. ``cursor``, ``published`` (microseconds), ``history`` and ``position`` are what the central
     signed with the records.
     ``pace`` scales the pauses that leave the disk to the gate (see ``spool.Pacer``); 0 is none.
-    ``free`` is for tests: the free bytes of the disk, instead of asking.
+    ``free`` is for tests: the free bytes of the disk, instead of asking. ``alive`` is called every so often
+    while it writes.
 
-    Raises DataError (bad records, without ``skip_bad``), SnapshotError (no room, the disk fails),
-    CodeKeyError and BusyError; whatever it raises, the generations there are untouched and no file is left.
+    Raises DataError (bad records, without ``skip_bad``), SnapshotError (the disk fails; NoRoomError: it is
+    full), CodeKeyError, BusyError, and what ``lines`` raises, which are read to their end before anything is
+    put in place. Whatever it raises, the generations there are untouched and no file is left.
     """
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     collecting = gc.isenabled()
@@ -105,7 +113,7 @@ def build(
         with generations.building(data_dir), ExitStack() as stack:
             _check_room(data_dir, free)
             key = codekey.load_or_create(data_dir)
-            pacer = Pacer(pace)
+            pacer = Pacer(pace, alive)
             intake = Intake(data_dir, stack, key, pacer)
             intake.read(lines, progress)
             if intake.bad and not skip_bad:
@@ -123,7 +131,8 @@ def build(
             )
             counts = assemble(intake, meta, data_dir, stack, pacer)
     except (OSError, lmdb.Error) as error:
-        raise SnapshotError(
+        full = isinstance(error, lmdb.DiskError) or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT)
+        raise (NoRoomError if full else SnapshotError)(
             f"the new generation cannot be written in {data_dir}: {error}. Look for a full or failing disk "
             "and import again; the generation in use is untouched"
         ) from error
@@ -166,7 +175,7 @@ def _check_room(data_dir: Path, free: int | None) -> None:
         disk = os.statvfs(data_dir)
         free = disk.f_bavail * disk.f_frsize
     if free < needed:
-        raise SnapshotError(
+        raise NoRoomError(
             f"{data_dir} has {free / 1e6:.1f} MB free, and a new generation asks for {needed / 1e6:.1f} MB "
             f"({_ROOM} times {path.name}). Free some space and import again; the generation in use serves on"
         )

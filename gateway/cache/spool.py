@@ -45,10 +45,11 @@ class Pacer:
     cache, or a volume with a limit: syncs of a millisecond, now and then one of 100, and a scan waits for it
     (p99 of a pulse 140 ms on a disk of 10 MB/s and 400 writes a second). So after such a standstill the steps
     are small and go at half the speed that led to it, raised little by little until the next.
-    ``pace`` scales the pauses; 0 is none.
+    ``pace`` scales the pauses; 0 is none. ``alive`` is called after each step.
     """
 
-    def __init__(self, pace: float) -> None:
+    def __init__(self, pace: float, alive: Callable[[], None] | None = None) -> None:
+        self._alive = alive
         self.step = _STEP
         """Bytes to be written at once."""
         self._pace = pace
@@ -82,6 +83,8 @@ class Pacer:
         pause = max(took, written / self._speed - took if self._speed else 0.0) * self._pace
         if pause > 0:
             time.sleep(min(pause, _LONGEST_PAUSE))
+        if self._alive is not None:
+            self._alive()
 
     def _reached(self, now: float, window: float) -> float:
         """Bytes a second, over so many seconds up to now."""
