@@ -7,7 +7,8 @@ signed: its length and SHA-256 as sent, its length unpacked, and its number of l
 what it unpacks to is never held.
 
 The child is ``python -m gateway.cache.received DATA_DIR FD`` with a line of JSON on its standard input:
-``{"manifest", "source", "pace"}``. It says ``{}`` every second while it gets on, and at last a :class:`Received`.
+``{"manifest", "source", "pace"}``. It says ``{}`` every second while it gets on, and at last what
+:class:`Received` has.
 """
 
 from __future__ import annotations
