@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgpack  # type: ignore[import-untyped]
 import orjson
@@ -41,7 +41,8 @@ CURSOR = re.compile(r"[!-~]{1,128}", re.ASCII)
 MACHINE = re.compile(r"[0-9a-f]{64}", re.ASCII)
 ACTS = ("open", "close", "free", "normal", "clear", "annul")
 
-_EPOCH_TEXT = re.compile(r"\d{1,19}", re.ASCII)
+_EPOCH_TEXT = re.compile(r"0|[1-9]\d{0,18}", re.ASCII)
+_MOST = 1 << 63
 _START = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -103,6 +104,9 @@ def decode(body: bytes, content_type: str) -> dict[str, Any]:
     try:
         if kind == MSGPACK:
             value = msgpack.unpackb(body, strict_map_key=True, max_str_len=MAX_UPLOAD)
+            # msgpack has binary keys and values, extensions and timestamps. JSON has not, and what stands
+            # behind this writes records and events as JSON.
+            orjson.dumps(value)
         elif kind == JSON:
             value = orjson.loads(body)
         else:
@@ -134,10 +138,21 @@ def text(body: Mapping[str, Any], name: str, longest: int = 200) -> str:
     return value
 
 
+def _is_whole(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < _MOST
+
+
 def whole(body: Mapping[str, Any], name: str) -> int:
     value = body.get(name)
-    if type(value) is not int or not 0 <= value < 1 << 63:
+    if not _is_whole(value):
         raise ProtocolError(f"{name}: must be a whole number of at most 63 bits")
+    return value
+
+
+def cursor(body: Mapping[str, Any], name: str) -> str:
+    value = body.get(name)
+    if not isinstance(value, str) or not CURSOR.fullmatch(value):
+        raise ProtocolError(f"{name}: must be 1 to 128 printable ASCII characters")
     return value
 
 
@@ -224,7 +239,7 @@ def _said(body: Mapping[str, Any]) -> Said:
         if not isinstance(have, dict) or len(have) > 1000:
             raise ProtocolError("have: must be an object of epochs")
         if not all(
-            isinstance(e, str) and _EPOCH_TEXT.fullmatch(e) and type(s) is int and 0 <= s < 1 << 63
+            isinstance(e, str) and _EPOCH_TEXT.fullmatch(e) and int(e) < _MOST and _is_whole(s)
             for e, s in have.items()
         ):
             raise ProtocolError("have: must be the highest number for each epoch")
@@ -255,11 +270,10 @@ def changes_of(body: Mapping[str, Any]) -> Changes:
     records = body.get("records")
     if not isinstance(records, list) or len(records) > MAX_RECORDS:
         raise ProtocolError(f"records: must be a list of at most {MAX_RECORDS}")
-    cursor, following = text(body, "cursor", 128), text(body, "next", 128)
     return Changes(
         said,
-        cursor=cursor,
-        next=following,
+        cursor=cursor(body, "cursor"),
+        next=cursor(body, "next"),
         position=whole(body, "position"),
         more=flag(body, "more"),
         forget_position=position,
@@ -276,7 +290,7 @@ def uploaded_of(body: Mapping[str, Any]) -> Uploaded:
         raise ProtocolError("acknowledged, refused: must be lists")
     ranges = []
     for item in acknowledged:
-        if not isinstance(item, list) or len(item) != 3 or not all(type(n) is int and n >= 0 for n in item):
+        if not isinstance(item, list) or len(item) != 3 or not all(map(_is_whole, item)) or item[1] > item[2]:
             raise ProtocolError("acknowledged: must be [epoch, first, last]")
         ranges.append((item[0], item[1], item[2]))
     aside = []
@@ -300,7 +314,7 @@ def manifest_of(body: Mapping[str, Any]) -> Manifest:
     return Manifest(
         venue=text(body, "venue"),
         history=text(body, "history", 64),
-        cursor=text(body, "cursor", 128),
+        cursor=cursor(body, "cursor"),
         position=whole(body, "position"),
         published=instant(body, "published"),
         count=whole(body, "count"),
