@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 from gateway import __version__
+from gateway.acts import Acts, listed, text, whole
 from gateway.cache.codekey import CodeKeyError
 from gateway.cache.generations import SnapshotError
-from gateway.cache.ledger import Ledger, event_json
-from gateway.cache.snapshot import Applied, Snapshot
-from gateway.config import Config
+from gateway.cache.ledger import event_json
 from gateway.control import Call, CallError, Later
 from gateway.gate import Gate
-from gateway.metrics import Metrics
-from gateway.model import OUTSIDE, LaneMode, Movement, Passage
+from gateway.model import Movement
+from gateway.news import COMPILED, News
 from gateway.replay import output
+from gateway.running import Running
 from gateway.venuetime import instant
 
 _STEP = 64
@@ -28,45 +27,12 @@ MAX_EVENTS = 1000
 _POLL = 0.01
 
 
-class Running(Protocol):
-    """The gate process, as far as it can be asked and told."""
-
-    config: Config
-    metrics: Metrics
-    gate: Gate
-    ledger: Ledger
-    snapshot: Snapshot | None
-    synchronised: bool
-    set_aside: list[str]
-    input_faults: dict[str, str | None]
-
-    @property
-    def up(self) -> Mapping[str, bool]:
-        """Readers by name, and whether their device is open."""
-
-    @property
-    def generation(self) -> int: ...
-
-    def snapshot_age(self, now: int) -> int | None: ...
-
-    def scrape(self) -> bytes: ...
-
-    def movements(self, now: int) -> Iterator[Movement]: ...
-
-    def take_generation(self) -> Future[Snapshot | None]: ...
-
-    def switch(self, snapshot: Snapshot) -> None: ...
-
-    def recompile(self, *, usage: bool) -> None: ...
-
-    def apply(self, records: list[dict[str, Any]], cursor: str | None) -> Future[Applied]: ...
-
-
 class Calls:
     """The calls of both roles, on one gate process."""
 
-    def __init__(self, daemon: Running) -> None:
+    def __init__(self, daemon: Running, news: News) -> None:
         self._daemon = daemon
+        self._news = news
 
     def both(self) -> dict[str, Call]:
         return {
@@ -78,27 +44,30 @@ class Calls:
 
     def admin(self) -> dict[str, Call]:
         """Somebody on this machine who may do everything that a hand at the gate may."""
+        acts = Acts(self._daemon.gate, self._daemon.ledger, "admin")
         return {
             **self.both(),
             "check": self.check,
-            "open": self.open,
-            "lane": self.lane,
-            "clear": self.clear,
-            "annul": self.annul,
+            "open": acts.open,
+            "lane": acts.lane,
+            "clear": acts.clear,
+            "annul": acts.annul,
             "generation": self.generation,
             "apply": self.apply,
+            "enrolled": self._news.enrolled_call,
         }
 
     def sync(self) -> dict[str, Call]:
-        """The courier. What it brings must be signed by the central; without a key pinned at enrolment
-        nothing can be, so changes, generations and commands are refused."""
+        """The courier. What it brings must be signed by the central."""
+        news = self._news
         return {
             **self.both(),
-            "acknowledge": self.acknowledge,
+            "poll": news.poll,
+            "answer": news.answer,
+            "generation": news.generation,
+            "outbox": news.outbox,
+            "uploaded": news.uploaded,
             "refuse": self.refuse,
-            "generation": self.unsigned,
-            "apply": self.unsigned,
-            "command": self.unsigned,
         }
 
     # --- reading ---------------------------------------------------------------------------------------
@@ -142,11 +111,13 @@ class Calls:
             "ledger": {
                 "epoch": d.ledger.epoch,
                 "last_seq": d.ledger.last_seq,
+                "acknowledged": d.ledger.acknowledged,
                 "pending": d.ledger.pending,
                 "lost": d.ledger.lost,
                 "fault": d.ledger.failed,
                 "set_aside": None if d.ledger.set_aside is None else str(d.ledger.set_aside),
             },
+            "central": self._news.status(),
         }
 
     def metrics(self, _: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,8 +126,8 @@ class Calls:
 
     def events(self, arguments: Mapping[str, Any]) -> Iterator[Any]:
         """Committed events after ``since``, at most ``limit``."""
-        since = _whole(arguments, "since", 0)
-        limit = min(_whole(arguments, "limit", MAX_EVENTS), MAX_EVENTS)
+        since = whole(arguments, "since", 0)
+        limit = min(whole(arguments, "limit", MAX_EVENTS), MAX_EVENTS)
         return self._events(since, limit)
 
     def _events(self, since: int, limit: int) -> Iterator[Any]:
@@ -187,56 +158,6 @@ class Calls:
     def check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The verdict on a code, changing nothing."""
         return check(self._daemon.gate, self._daemon.movements, arguments)
-
-    # --- acts by hand ------------------------------------------------------------------------------------
-
-    def open(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Open a lane once."""
-        lane = self._lane(arguments)
-        self._daemon.gate.open_once(lane, "admin", *_now())
-        return {"lane": lane, "opened": True}
-
-    def lane(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Set a lane normal, closed or free."""
-        lane, state = self._lane(arguments), _text(arguments, "state")
-        if state not in tuple(LaneMode):
-            raise CallError("bad_request", f"state must be one of {_list(LaneMode)}")
-        self._daemon.gate.set_mode(lane, LaneMode(state), "admin", *_now())
-        return {"lane": lane, "state": state}
-
-    def clear(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Everybody in an area is outside."""
-        area = _text(arguments, "area")
-        known = self._daemon.gate.world.areas.known()
-        if area == OUTSIDE or area not in known:
-            raise CallError("bad_request", f"area {area!r} is not known; there are {_list(known)}")
-        self._daemon.gate.clear(area, "admin", *_now())
-        return {"area": area, "cleared": True}
-
-    def annul(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The person of an event did not go through after all."""
-        seq = _whole(arguments, "seq", None)
-        gate = self._daemon.gate
-        pending = gate.pending_of(seq)
-        if pending is not None:
-            lane, grant = pending
-            gate.withdraw(lane, grant, "admin", *_now())
-            return {"seq": seq, "annulled": True}
-        movement: Movement | None = self._daemon.ledger.movement(seq)
-        if movement is None:
-            raise CallError("bad_request", f"event {seq} is no grant of this ledger: see gateway ledger")
-        if movement.passage is Passage.NOT_TAKEN:
-            raise CallError("bad_request", f"nobody went through at event {seq}; there is nothing to annul")
-        gate.annul(seq, movement, "admin", *_now())
-        return {"seq": seq, "annulled": True}
-
-    def _lane(self, arguments: Mapping[str, Any]) -> str:
-        lane = _text(arguments, "lane")
-        if lane not in self._daemon.gate.lanes:
-            raise CallError(
-                "bad_request", f"lane {lane!r} is not configured; there are {_list(self._daemon.gate.lanes)}"
-            )
-        return lane
 
     # --- snapshot and changes --------------------------------------------------------------------------
 
@@ -281,7 +202,7 @@ class Calls:
         d.metrics.changes.labels("applied").inc(len(applied.changed))
         d.metrics.changes.labels("set_aside").inc(len(applied.bad))
         kinds = {r.get("kind") for r in records if isinstance(r, dict)}
-        if not kinds.isdisjoint(_COMPILED):
+        if not kinds.isdisjoint((*COMPILED, "usage")):
             d.recompile(usage="usage" in kinds)
         yield {
             "changed": len(applied.changed),
@@ -289,23 +210,9 @@ class Calls:
             "cursor": d.snapshot.cursor if d.snapshot is not None else None,
         }
 
-    def unsigned(self, _: Mapping[str, Any]) -> Any:
-        """What only the central may order."""
-        raise CallError(
-            "not_enrolled", "no central's key is pinned here, so nothing that it signed can be verified"
-        )
-
-    def acknowledge(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The central has every event up to this one."""
-        epoch, seq = _whole(arguments, "epoch", None), _whole(arguments, "seq", None)
-        d = self._daemon
-        if not d.ledger.acknowledge(epoch, seq):
-            raise CallError("bad_request", "no such event here: epoch and seq must be those of this ledger")
-        return {"acknowledged": seq}
-
     def refuse(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The central refused this event: it is set aside and shown, never deleted."""
-        seq, reason = _whole(arguments, "seq", None), _text(arguments, "reason")
+        seq, reason = whole(arguments, "seq", None), text(arguments, "reason")
         if seq > self._daemon.ledger.last_seq:
             raise CallError("bad_request", f"there is no event {seq} here")
         self._daemon.ledger.refuse(seq, reason[:500])
@@ -317,57 +224,29 @@ def check(
 ) -> dict[str, Any]:
     """The verdict on ``code`` at ``point``, now or ``at`` another time. ``movements``: all that can mean
     presence at an instant."""
-    code, point = _text(arguments, "code"), _text(arguments, "point")
+    code, point = text(arguments, "code"), text(arguments, "point")
     at = gate.world.points.get(point)
     if at is None:
         raise CallError(
-            "bad_request", f"point {point!r} is not configured; there are {_list(gate.world.points)}"
+            "bad_request", f"point {point!r} is not configured; there are {listed(gate.world.points)}"
         )
-    text = arguments.get("at")
+    asked = arguments.get("at")
     now = gate.clock.peek(time.time_ns() // 1000, time.monotonic_ns() // 1000)
-    if text is None:
+    if asked is None:
         decision = gate.judge(at, code.encode(), now, suspect=gate.clock.suspect)
     else:
-        now = _instant(text)
+        now = _instant(asked)
         # Reckoning who was where takes long on a full day: only where a capacity may depend on it.
         with gate.as_of(movements(now) if at.capacities_holder else (), now):
             decision = gate.judge(at, code.encode(), now)
     return output(gate.world.calendar.rfc3339(now), point, gate.tell(at, decision, now))
 
 
-def _instant(text: object) -> int:
+def _instant(value: object) -> int:
     try:
-        moment = datetime.fromisoformat(str(text))
+        moment = datetime.fromisoformat(str(value))
     except ValueError:
         moment = None
     if moment is None or moment.tzinfo is None:
         raise CallError("bad_request", "at: not an instant with an offset, like 2026-11-21T10:00:00+01:00")
     return instant(moment)
-
-
-_COMPILED = ("venue", "area", "event", "product", "usage")
-"""Kinds that are compiled or reckoned in memory."""
-
-
-def _now() -> tuple[int, int]:
-    return time.time_ns() // 1000, time.monotonic_ns() // 1000
-
-
-def _text(arguments: Mapping[str, Any], name: str) -> str:
-    value = arguments.get(name)
-    if not isinstance(value, str):
-        raise CallError("bad_request", f"{name}: a text is needed")
-    return value
-
-
-def _whole(arguments: Mapping[str, Any], name: str, default: int | None) -> int:
-    value = arguments.get(name, default)
-    if (
-        isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63
-    ):  # SQLite has 64 bits
-        raise CallError("bad_request", f"{name}: a whole number, 0 or more, is needed")
-    return value
-
-
-def _list(names: Any) -> str:
-    return ", ".join(str(n) for n in names) or "none"

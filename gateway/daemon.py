@@ -18,9 +18,9 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from gateway import __version__, control, log
+from gateway import __version__, control, log, trust
 from gateway.cache import codekey, generations
 from gateway.cache.ledger import Ledger
 from gateway.cache.ledger_store import RETAIN_MOVEMENTS
@@ -32,6 +32,7 @@ from gateway.gate import Gate
 from gateway.host import clock_synchronised, lock_data_dir, monotonic, notify, wall
 from gateway.metrics import Metrics
 from gateway.model import HOUR, MINUTE, LaneMode, Movement, Per, Scan
+from gateway.news import News
 from gateway.readers.device import Reader
 from gateway.replay import world_of
 from gateway.teller import Teller
@@ -48,6 +49,9 @@ _SLOW = 2.0
 """Seconds for which a reader is not read after an unknown code beyond the rate."""
 _CLOCK_SLACK = 1_000_000
 """Microseconds by which time synchronisation may step the clock back without it being called suspect."""
+
+
+T = TypeVar("T")
 
 
 class Daemon:
@@ -102,6 +106,8 @@ class Daemon:
             self._draw_key(data_dir)
             self._open_stores(data_dir)
             self._begin()
+            self.news = News(self, self._pinned(data_dir))
+            self.news.begin()
             self._open_devices()
             await self._open_sockets(handed)
             for reader in self.readers.values():
@@ -130,6 +136,13 @@ class Daemon:
                 remedy="put the old one back from a backup and start again, or import the cards anew",
             )
         codekey.load_or_create(data_dir)
+
+    def _pinned(self, data_dir: Path) -> trust.Trust | None:
+        try:
+            return trust.load(data_dir)
+        except trust.TrustError as error:
+            self._log.error("no central is believed", reason=str(error))
+            return None
 
     def _open_stores(self, data_dir: Path) -> None:
         """Snapshot, ledger, and the gate that judges by them; who is where is reckoned by the caller."""
@@ -223,7 +236,7 @@ class Daemon:
 
     async def _open_sockets(self, handed: dict[str, socket.socket]) -> None:
         config, data_dir = self.config, self.config.gateway.data_dir
-        calls = Calls(self)
+        calls = Calls(self, self.news)
         hello = {"gateway": config.gateway.id, "version": __version__, "epoch": self.ledger.epoch}
         sockets: tuple[tuple[control.Role, dict[str, control.Call], Path], ...] = (
             ("admin", calls.admin(), config.gateway.admin_socket or data_dir / "admin.sock"),
@@ -238,12 +251,13 @@ class Daemon:
     def _client_dropped(self, role: str) -> None:
         self.metrics.clients_dropped.labels(role).inc()
 
-    def _aside(self, path: Path, reason: str) -> None:
+    def aside(self, path: Path, reason: str) -> None:
+        """A generation that cannot be used. From any thread."""
         self.set_aside.append(reason)
         self._log.error("a generation cannot be used; the one before serves", file=path.name, reason=reason)
 
     def _open_snapshot(self) -> Snapshot | None:
-        snapshot = Snapshot.open(self.config.gateway.data_dir, self._aside)
+        snapshot = Snapshot.open(self.config.gateway.data_dir, self.aside)
         if snapshot is None:
             self._log.warning(
                 "no snapshot yet: every code is unknown", remedy="gateway import FILE, or join a central"
@@ -461,7 +475,9 @@ class Daemon:
         return {name: reader.up for name, reader in self.readers.items()}
 
     def snapshot_age(self, now: int) -> int | None:
-        """Microseconds since the snapshot in use was published, None without one."""
+        """Microseconds since the snapshot in use was known to be what the central has, None without one."""
+        if self.snapshot is not None and self.news.fresh_at is not None:
+            return monotonic() - self.news.fresh_at
         return None if self.snapshot is None else max(0, self.snapshot.age(now))
 
     def scrape(self) -> bytes:
@@ -471,6 +487,7 @@ class Daemon:
         for area in gate.world.areas.known():
             metrics.occupancy.labels(area).set(gate.crowd.count(area, now))
         metrics.pending_events.set(self.ledger.pending)
+        metrics.unacknowledged.set(self.ledger.last_seq - self.ledger.acknowledged)
         metrics.ledger_up.set(self.ledger.failed is None)
         metrics.ledger_seq.set(self.ledger.last_seq)
         with contextlib.suppress(OSError):
@@ -491,10 +508,15 @@ class Daemon:
         """Open a newer generation, off the loop; hand the result to ``switch``. None: there is none. Who asks
         while one is being opened gets the same."""
         if self._taking is None or (self._taking.done() and self._taken(self._taking)):
-            self._taking = self._work.submit(
-                Snapshot.open, self.config.gateway.data_dir, self._aside, above=self.generation
-            )
+            candidate = self.news.candidate
+            above = max(self.generation, 0 if candidate is None else candidate.generation)
+            data_dir = self.config.gateway.data_dir
+            self._taking = self.work(lambda: Snapshot.open(data_dir, self.aside, above=above))
         return self._taking
+
+    def work(self, do: Callable[[], T]) -> Future[T]:
+        """Do this in the one thread for what takes long, after what it was asked for before."""
+        return self._work.submit(do)
 
     def _taken(self, taking: Future[Snapshot | None]) -> bool:
         """Whether nobody is still to be handed what was opened."""
@@ -503,15 +525,18 @@ class Daemon:
         opened = taking.result()
         return opened is None or opened.generation <= self.generation
 
-    def switch(self, snapshot: Snapshot) -> None:
-        """Use this generation from now on; the one before stays on disk, older ones go."""
+    def switch(self, snapshot: Snapshot, *, keep_before: bool = True) -> None:
+        """Use this generation from now on; the one before stays on disk unless ``keep_before`` is false,
+        older ones go."""
         if snapshot.generation <= self.generation:
             return  # somebody else who asked for it was first
         before, self.snapshot = self.snapshot, snapshot
         self._judge_by(snapshot, usage=snapshot.has_usage or (before is not None and before.has_usage))
         if before is not None:
             self._work.submit(before.close)
-        self._work.submit(generations.prune, self.config.gateway.data_dir, snapshot.generation)
+        self._work.submit(
+            generations.prune, self.config.gateway.data_dir, snapshot.generation, keep_before=keep_before
+        )
         self._log.info(
             "generation in use", generation=snapshot.generation, credentials=snapshot.counts().credentials
         )
@@ -527,6 +552,22 @@ class Daemon:
         if usage or before.venue != world.venue or before.areas.records != world.areas.records:
             now = self.gate.clock.read(wall(), monotonic(), synchronised=self.synchronised)
             self.gate.rebuild(self.movements(now), now)
+
+    def wipe(self) -> None:
+        """Forget every card: the central has revoked this gateway. The key goes too, so that nothing that is
+        left on the disk means anything."""
+        before, self.snapshot = self.snapshot, None
+        self._judge_by(None, usage=True)
+        data_dir = self.config.gateway.data_dir
+
+        def remove() -> None:
+            if before is not None:
+                before.close()
+            generations.remove_all(data_dir)
+            (data_dir / codekey.KEY_FILE).unlink(missing_ok=True)
+            codekey.sync_folder(data_dir)
+
+        self._work.submit(remove)
 
     def apply(self, records: list[dict[str, Any]], cursor: str | None) -> Future[Any]:
         """Apply changes to the generation in use, off the loop."""
@@ -568,8 +609,10 @@ class Daemon:
                 handle.cancel()
         while self._closers:
             self._closers.pop()()
-        if self.snapshot is not None:
-            self.snapshot.close()
+        news = getattr(self, "news", None)
+        for snapshot in (self.snapshot, None if news is None else news.candidate):
+            if snapshot is not None:
+                snapshot.close()
 
     def _crashed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A bug: say so and stop; the service manager starts us again. Half a gate is worse than none."""

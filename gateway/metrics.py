@@ -143,6 +143,28 @@ class Metrics:
         self.changes = Counter(
             "gateway_changes_total", "Changed records applied, by result.", ["result"], registry=r
         )
+        self.commands = Counter(
+            "gateway_central_commands_total", "Commands of the central, by result.", ["result"], registry=r
+        )
+        self.answers_refused = Counter(
+            "gateway_answers_refused_total",
+            "What the courier brought and was not signed, not fresh or not for this gateway.",
+            registry=r,
+        )
+        self.clock_deviation = Gauge(
+            "gateway_clock_deviation_seconds", "This clock less the central's, as signed.", registry=r
+        )
+        self.unacknowledged = Gauge(
+            "gateway_ledger_unacknowledged_events", "Events that the central does not have yet.", registry=r
+        )
+        self.refused_events = Counter(
+            "gateway_ledger_refused_events_total", "Events that the central will not have.", registry=r
+        )
+        self.epoch_conflicts = Counter(
+            "gateway_epoch_conflicts_total",
+            "Times that the central had other events under our numbers.",
+            registry=r,
+        )
         self.clients_dropped = Counter(
             "gateway_control_dropped_total",
             "Clients of a control socket that were cut off because they did not read.",

@@ -127,6 +127,13 @@ def prune(data_dir: Path, in_use: int, *, keep_before: bool = True) -> list[int]
     return removed
 
 
+def remove_all(data_dir: Path) -> None:
+    """Removes every generation: the central has revoked this gateway."""
+    for number in numbers(data_dir):
+        path_of(data_dir, number).unlink(missing_ok=True)
+        lock_path(path_of(data_dir, number)).unlink(missing_ok=True)
+
+
 def passes(path: Path) -> bool:
     try:
         guard(path)
