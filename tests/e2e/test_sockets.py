@@ -54,7 +54,7 @@ def refused(client: Client, name: str, **arguments: Any) -> str:
 
 
 def test_rights_of_the_sync(here: Site) -> None:
-    """The sync may look and acknowledge; it may not act, and what it brings must be signed."""
+    """The sync may look and carry; it may not act, and where no central is pinned nothing counts."""
     assert here.scan("in", "OPEN0")["verdict"] == "granted"
     here.written()
     sync = here.client("sync")
@@ -67,22 +67,25 @@ def test_rights_of_the_sync(here: Site) -> None:
         {"name": "check", "code": "OPEN0", "point": "north-in"},
         {"name": "stop"},
         {"name": "both"},
+        {"name": "apply", "records": []},
+        {"name": "command", "do": "open"},
+        {"name": "acknowledge", "epoch": 1, "seq": 1},
+        {"name": "enrolled"},
         {"name": "__init__"},
     ):
         assert refused(sync, **act) == "not_allowed"  # type: ignore[arg-type]
+    sealed = {"type": "application/json", "body": "e30=", "signature": "k1:AAAA"}
     for order in (
-        {"name": "apply", "records": []},
-        {"name": "generation"},
-        {"name": "command", "do": "open"},
+        {"name": "answer", **sealed},
+        {"name": "uploaded", **sealed},
+        {"name": "generation", "manifest": "e30=", "signature": "k1:AAAA"},
     ):
         assert refused(sync, **order) == "not_enrolled"  # type: ignore[arg-type]
     assert sync.call("status")["gateway"] == "north"
     assert "gateway_scans_total" in sync.call("metrics")["text"]
     page = sync.call("events", since=0)
     (event,) = page["events"]
-    assert sync.call("acknowledge", epoch=page["epoch"], seq=1) == {"acknowledged": 1}
-    assert refused(sync, "acknowledge", epoch=page["epoch"] - 1, seq=1) == "bad_request"
-    assert refused(sync, "acknowledge", epoch=page["epoch"], seq=2) == "bad_request"
+    assert sync.call("poll") == sync.call("outbox") == {"enrolled": False}
     assert sync.call("refuse", seq=1, reason="why not") == {"refused": 1}
     until(lambda: sync.call("refused")["events"])
     assert here.run("ledger", "--refused").json == [{**event, "reason": "why not"}]
@@ -91,11 +94,10 @@ def test_rights_of_the_sync(here: Site) -> None:
 
 
 def test_rights_of_an_administrator(here: Site) -> None:
-    """An administrator may act; acknowledging is the sync's."""
+    """An administrator may act; setting events aside is the sync's."""
     admin = here.client()
     assert admin.hello["role"] == "admin"
     assert admin.call("open", lane="north")["opened"]
-    assert refused(admin, "acknowledge", epoch=1, seq=1) == "not_allowed"
     assert refused(admin, "refuse", seq=1, reason="") == "not_allowed"
     here.pulses(1)
 
@@ -359,7 +361,7 @@ def test_all_arguments_that_are_wrong(here: Site) -> None:
             "apply": "records cursor",
         },
         "sync": {
-            **{"events": "since limit", "acknowledge": "epoch seq", "refuse": "seq reason", "watch": "since"},
+            **{"events": "since limit", "outbox": "limit since", "refuse": "seq reason", "watch": "since"},
             **{"generation": "since", "apply": "records", "command": "lane"},
         },
     }
