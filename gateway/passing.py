@@ -19,8 +19,9 @@ from typing import Any
 _MOST = 253
 """Descriptors that Linux lets one message have (SCM_MAX_FD)."""
 _ROOM = socket.CMSG_SPACE(_MOST * array.array("i").itemsize)
-_HANGING = 16
-"""Closings that hang at once, from which on the clients must be hostile."""
+_HANGING = 256
+"""Descriptors that are to be closed and still open, from which on the clients must be hostile: more than all
+that are connected can have of their own, and few enough to leave others (RLIMIT_NOFILE is often 1024)."""
 
 
 class Closer:
@@ -28,24 +29,24 @@ class Closer:
 
     def __init__(self, on_hanging: Callable[[], None]) -> None:
         self._on_hanging = on_hanging
-        self._threads: list[threading.Thread] = []
-        self._told = False
+        self._open = 0
+        self._lock = threading.Lock()
 
     def close(self, fds: Sequence[int]) -> None:
         if not fds:
             return
-        thread = threading.Thread(target=_close_all, args=(fds,), name="close", daemon=True)
-        thread.start()
-        self._threads = [t for t in self._threads if t.is_alive()]
-        self._threads.append(thread)
-        if len(self._threads) > _HANGING and not self._told:
-            self._told = True
+        with self._lock:
+            before = self._open
+            self._open += len(fds)
+        threading.Thread(target=self._close, args=(fds,), name="close", daemon=True).start()
+        if before <= _HANGING < before + len(fds):
             self._on_hanging()
 
-
-def _close_all(fds: Sequence[int]) -> None:
-    for fd in fds:
-        os.close(fd)
+    def _close(self, fds: Sequence[int]) -> None:
+        for fd in fds:
+            os.close(fd)
+            with self._lock:
+                self._open -= 1
 
 
 class Connection(socket.socket):
