@@ -130,6 +130,11 @@ def _serving(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     sub.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate with its chain, PEM")
     sub.add_argument("--tls-key", type=Path, metavar="FILE", help="the certificate's key, PEM")
+    sub.add_argument(
+        "--behind-proxy",
+        action="store_true",
+        help="a proxy with TLS is before it; believe what it says of who asks",
+    )
     sub.add_argument("--database", metavar="URL", help="another database than central.db in the folder")
     sub.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
 
