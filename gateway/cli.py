@@ -127,6 +127,16 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = command(name, _gate, help_)
         sub.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    sub = command("sync", _sync, "the courier between gate and central, and the page for Prometheus")
+    sub.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    sub = command("enroll", _enroll, "join this gateway to a central, with a one-time code of its operator")
+    sub.add_argument("url", metavar="URL", help="the central's address, as in https://central.example")
+    sub.add_argument(
+        "code",
+        metavar="CODE",
+        help="the one-time code, or - to read it from standard input: others on this machine can see a "
+        "command line while it runs",
+    )
     sub = command(
         "import", _import, "an NDJSON file of cards becomes the new generation, whole or not at all"
     )
@@ -183,6 +193,35 @@ def _gate(options: argparse.Namespace) -> int:
         raise UsageError(f"the gate cannot start: {error}") from error
     finally:
         writer.close()
+
+
+def _sync(options: argparse.Namespace) -> int:
+    from gateway.courier import serve
+
+    config = load(options.config)
+    writer = log.start(options.log_level)
+    try:
+        return asyncio.run(serve(config))
+    except OSError as error:
+        raise UsageError(f"the sync cannot start: {error}") from error
+    finally:
+        writer.close()
+
+
+def _enroll(options: argparse.Namespace) -> int:
+    from gateway.enrolment import EnrolError, enroll
+
+    config = load(options.config)
+    code = _first_line().strip() if options.code == "-" else options.code
+    try:
+        said, todo = enroll(config, options.config, options.url, code)
+    except EnrolError as error:
+        raise UsageError(str(error)) from None
+    _say(f"gateway: {said['gateway']} is joined to {said['url']}")
+    if todo is not None:
+        _say(f"gateway: {todo}")
+    _put(said)
+    return GRANTED
 
 
 def _demo(_: argparse.Namespace) -> int:

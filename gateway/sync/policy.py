@@ -66,8 +66,8 @@ class Event(NamedTuple):
 class Ask(NamedTuple):
     """What to send next."""
 
-    count: int
-    """Events at most."""
+    most: int
+    """Events."""
     since: int | None = None
     """Those after this number, instead of after what is acknowledged."""
     calm: bool = False
@@ -91,6 +91,7 @@ _PROOFS = 3
 """So often the suspect must be refused just after another event was taken. Once would do against a central
 that was down and is up; against one that fails at random, each further proof divides the error."""
 _GROWTH = 4
+_SMALL = 30
 _AGAIN = 2
 """So many batches of a size go through before a larger one is tried: after a halving, both halves."""
 
@@ -169,8 +170,10 @@ class Uploads:
             self._size, self._halving = 1, True
             return sent[0]
         if len(sent) > 1:
-            return self._halve(len(sent), too_large)
-        return self._accuse(sent[0], too_large)
+            self._halve(len(sent), too_large)
+        else:
+            self._accuse(sent[0], too_large)
+        return None
 
     def _halve(self, count: int, too_large: bool) -> None:
         self._let_go()
@@ -194,11 +197,15 @@ class Uploads:
         self._state = _State.LOOKING
         self._strikes, self._calm = 0, False
 
-    def no_answer(self) -> None:
-        """Nothing came, or 429 or 503: that is never an event's fault, and proves nothing either."""
+    def no_answer(self, *, slow: bool = False) -> None:
+        """Nothing came, or 429 or 503: that is never an event's fault, and proves nothing either.
+
+        ``slow``: it was waited for in vain; on a slow line smaller batches may go through."""
         self._calm = True
         if self._state is _State.PROVING:
             self._state = _State.LOOKING
+        if slow and self._size > _SMALL:
+            self._size, self._through = max(self._size // 2, _SMALL), 0
 
     def nothing(self) -> None:
         """The gate has nothing to send at that place."""

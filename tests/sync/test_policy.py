@@ -80,7 +80,7 @@ class Site:
     def outbox(self, ask: Ask) -> list[Event]:
         since = self.mark if ask.since is None else ask.since
         rest = (seq for seq in range(since + 1, self.last + 1) if seq not in self.aside)
-        return [Event(7, seq) for seq, _ in zip(rest, range(ask.count), strict=False)]
+        return [Event(7, seq) for seq, _ in zip(rest, range(ask.most), strict=False)]
 
     def take(self, sent: list[Event]) -> None:
         self.got += [event.seq for event in sent]
@@ -104,8 +104,8 @@ class Site:
             return
         self.requests += 1
         self.largest = max(self.largest, len(sent))
-        if weather == "away":
-            uploads.no_answer()
+        if weather in ("away", "slow"):
+            uploads.no_answer(slow=weather == "slow")
         elif weather == "broken" or self.poisoned.intersection(event.seq for event in sent):
             blamed = uploads.refused(sent)
             if blamed is not None:
@@ -119,7 +119,7 @@ class Site:
 STRETCHES = st.lists(
     st.one_of(
         st.tuples(st.just("up"), st.integers(2, 9)),
-        st.tuples(st.sampled_from(["broken", "away"]), st.integers(1, 40)),
+        st.tuples(st.sampled_from(["broken", "away", "slow"]), st.integers(1, 40)),
         st.tuples(st.just("away"), st.just(1)),
     ),
     max_size=12,
@@ -195,6 +195,17 @@ def test_one_that_is_too_large_is_not_tried_twice_in_a_batch() -> None:
     assert broken.ask() == Ask(8, calm=True)
     broken.refused(batch)
     assert broken.ask() == Ask(4)
+
+
+def test_a_slow_line_gets_smaller_batches() -> None:
+    """Time-outs make the batches smaller, down to a bound; each success makes them larger again."""
+    site, uploads = Site(9000, set()), Uploads()
+    for _ in range(20):
+        site.step(uploads, "slow")
+    assert uploads.ask().most == 30
+    while site.mark < site.last:
+        site.step(uploads, "up")
+    assert (site.largest, uploads.ask().most, site.aside) == (1000, 1000, [])
 
 
 def test_a_central_that_fails_at_random_is_not_believed_at_once() -> None:
