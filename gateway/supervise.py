@@ -4,7 +4,7 @@
 says so as to systemd (sd_notify(3)): each has a datagram socket for that, so a part need not know whether
 systemd or this runs it.
 
-A part that has fed a watchdog once and then does not for ``WATCHDOG`` seconds hangs, and is killed and
+A part that has fed its watchdog once and then does not for ``Part.watchdog`` seconds hangs, and is killed and
 started again. systemd's own watchdog is not fed from here: a unit of its own for each part is the better
 use of it, and a container has none.
 
@@ -34,8 +34,6 @@ from gateway.host import notify
 
 WRONG = 2
 """Exit status of a part whose configuration is wrong: to start it again would not help."""
-WATCHDOG = 30
-"""Seconds without a word after which a part that has fed its watchdog before is taken to hang."""
 _PR_SET_PDEATHSIG = 1
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
@@ -52,6 +50,9 @@ class Part:
     have no input and a group of their own, and are stopped by us alone."""
     log: Path | None = None
     """Where its output and log go, in place of our standard error."""
+    watchdog: int = 30
+    """Seconds without a word after which it hangs, if it has ever fed its watchdog: a multiple of the time
+    between two words of it."""
     patient: bool = True
     """Start it again also where it ends before it was ever ready."""
 
@@ -164,11 +165,10 @@ class Supervisor:
         longest: float = 30.0,
         steady: float = 60.0,
         patience: float = 20.0,
-        watchdog: int = WATCHDOG,
         on_end: Callable[[Part, int], None] = lambda part, status: None,
     ) -> None:
         self._pause, self._longest, self._steady = pause, longest, steady
-        self._patience, self._watchdog, self._on_end = patience, watchdog, on_end
+        self._patience, self._on_end = patience, on_end
         self._log = log.logger("supervisor")
         self._kept: list[tuple[asyncio.Task[None], dict[str, _Child]]] = []
 
@@ -217,7 +217,7 @@ class Supervisor:
     async def _watch(self, part: Part, child: _Child) -> int:
         """Until it ends; its exit status."""
         while not (await asyncio.wait((child.ended,), timeout=1))[0]:
-            if child.hungry(self._watchdog):
+            if child.hungry(part.watchdog):
                 self._log.error("hangs, and is killed", of=part.name)
                 child.process.kill()
                 await child.ended

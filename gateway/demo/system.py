@@ -101,6 +101,7 @@ class System:
         (self.folder / "gate").mkdir()
         doing("Starting the central")
         central = self._part("central", "gateway", "central", "serve", "--data", self.folder / "central")
+        central.watchdog = 180
         serve = central.command
         central.command = [*serve, "--listen", "127.0.0.1:0"]
         await self._run(central)
