@@ -178,9 +178,7 @@ def test_a_part_that_hangs_is_killed_and_started_again(tmp_path: Path) -> None:
     ends: list[tuple[str, int]] = []
 
     async def play() -> None:
-        supervisor = Supervisor(
-            pause=0.01, watchdog=1, on_end=lambda p, status: ends.append((p.name, status))
-        )
+        supervisor = Supervisor(pause=0.01, on_end=lambda p, status: ends.append((p.name, status)))
         await supervisor.start(part("a", notes))
         await supervisor.start(part("b", notes, READY + 'say("WATCHDOG=1")\n' + FOR_EVER, watchdog=1))
         await until(lambda: len(started(notes, "b")) > 1)
