@@ -16,7 +16,7 @@ from gateway.cache.ledger import event_json
 from gateway.control import Call, CallError, Later
 from gateway.gate import Gate
 from gateway.model import Movement
-from gateway.news import COMPILED, News
+from gateway.news import COMPILED, NOT_ENROLLED, News, kinds_of
 from gateway.replay import output
 from gateway.running import Running
 from gateway.venuetime import instant
@@ -201,7 +201,7 @@ class Calls:
             raise CallError("not_applied", str(error)) from error
         d.metrics.changes.labels("applied").inc(len(applied.changed))
         d.metrics.changes.labels("set_aside").inc(len(applied.bad))
-        kinds = {r.get("kind") for r in records if isinstance(r, dict)}
+        kinds = kinds_of(records)
         if not kinds.isdisjoint((*COMPILED, "usage")):
             d.recompile(usage="usage" in kinds)
         yield {
@@ -213,9 +213,12 @@ class Calls:
     def refuse(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The central refused this event: it is set aside and shown, never deleted."""
         seq, reason = whole(arguments, "seq", None), text(arguments, "reason")
-        if seq > self._daemon.ledger.last_seq:
-            raise CallError("bad_request", f"there is no event {seq} here")
-        self._daemon.ledger.refuse(seq, reason[:500])
+        ledger = self._daemon.ledger
+        if not self._news.enrolled:
+            raise CallError("not_enrolled", NOT_ENROLLED)
+        if not ledger.acknowledged < seq <= ledger.last_seq:
+            raise CallError("bad_request", f"no event {seq} waits to be sent")
+        ledger.refuse(seq, reason[:500])
         return {"refused": seq}
 
 

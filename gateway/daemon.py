@@ -79,6 +79,7 @@ class Daemon:
         self._deadline_at = 0
         self._work = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._taking: Future[Snapshot | None] | None = None
+        self._behind: Snapshot | None = None
         self._pruned_at = 0
         self._began = 0
         self._history_known = True
@@ -103,10 +104,14 @@ class Daemon:
             self._closers.append(lambda: self._work.shutdown(wait=True, cancel_futures=True))
             with contextlib.suppress(OSError):  # what a killed import left is no reason not to start
                 generations.clean_leftovers(data_dir)
-            self._draw_key(data_dir)
+            pinned = self._pinned(data_dir)
+            if pinned is not None and pinned.pinned.revoked:
+                _forget_cards(data_dir)  # a power cut may have been before the end of that
+            else:
+                self._draw_key(data_dir)
             self._open_stores(data_dir)
             self._begin()
-            self.news = News(self, self._pinned(data_dir))
+            self.news = News(self, pinned, self._behind)
             self.news.begin()
             self._open_devices()
             await self._open_sockets(handed)
@@ -257,12 +262,23 @@ class Daemon:
         self._log.error("a generation cannot be used; the one before serves", file=path.name, reason=reason)
 
     def _open_snapshot(self) -> Snapshot | None:
-        snapshot = Snapshot.open(self.config.gateway.data_dir, self.aside)
-        if snapshot is None:
+        data_dir = self.config.gateway.data_dir
+        newest = Snapshot.open(data_dir, self.aside)
+        if newest is None:
             self._log.warning(
                 "no snapshot yet: every code is unknown", remedy="gateway import FILE, or join a central"
             )
-        return snapshot
+        if newest is None or newest.position is None:
+            return newest
+        before = Snapshot.open(data_dir, below=newest.generation)
+        if before is None:
+            return newest
+        if before.history == newest.history and (before.position or 0) > newest.position:
+            # It was built last from an older file and has not caught up: it may know a card that was revoked.
+            self._behind = newest
+            return before
+        before.close()
+        return newest
 
     @property
     def generation(self) -> int:
@@ -558,14 +574,14 @@ class Daemon:
         left on the disk means anything."""
         before, self.snapshot = self.snapshot, None
         self._judge_by(None, usage=True)
-        data_dir = self.config.gateway.data_dir
 
         def remove() -> None:
             if before is not None:
                 before.close()
-            generations.remove_all(data_dir)
-            (data_dir / codekey.KEY_FILE).unlink(missing_ok=True)
-            codekey.sync_folder(data_dir)
+            try:
+                _forget_cards(self.config.gateway.data_dir)
+            except OSError as error:
+                self._log.error("the cards cannot be removed", reason=str(error))
 
         self._work.submit(remove)
 
@@ -607,9 +623,11 @@ class Daemon:
         for handle in (self._deadline, getattr(self, "_timer", None)):
             if handle is not None:
                 handle.cancel()
+        news = getattr(self, "news", None)
+        if news is not None:
+            news.close()
         while self._closers:
             self._closers.pop()()
-        news = getattr(self, "news", None)
         for snapshot in (self.snapshot, None if news is None else news.candidate):
             if snapshot is not None:
                 snapshot.close()
@@ -619,6 +637,14 @@ class Daemon:
         error = context.get("exception")
         self._log.critical("internal error", message=context.get("message"), exc_info=error)
         self.ask_to_stop(70)
+
+
+def _forget_cards(data_dir: Path) -> None:
+    """The key first: without it nothing that is left means anything. Raises OSError."""
+    (data_dir / codekey.KEY_FILE).unlink(missing_ok=True)
+    codekey.sync_folder(data_dir)
+    generations.remove_all(data_dir)
+    codekey.sync_folder(data_dir)
 
 
 async def serve(config: Config) -> int:

@@ -10,22 +10,21 @@ import asyncio
 import base64
 import binascii
 import hashlib
-import os
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 
 from gateway import __version__, log
 from gateway.acts import Acts, text, whole
-from gateway.cache import received
+from gateway.cache import generations, received
 from gateway.cache.codekey import CodeKeyError
 from gateway.cache.generations import SnapshotError
 from gateway.cache.ledger_rows import EVENT_COLUMNS
 from gateway.cache.snapshot import Applied, Snapshot
 from gateway.control import CallError, Later, TakeFd
 from gateway.host import monotonic, wall, write_durably
-from gateway.model import HOUR, MINUTE, SECOND, Movement, Passage
+from gateway.model import HOUR, MINUTE, SECOND
 from gateway.running import Running
 from gateway.sync import protocol
 from gateway.sync.protocol import Changes, ProtocolError, Said, Uploaded
@@ -33,10 +32,13 @@ from gateway.trust import LONGEST_TTL, Trust, pinned_from, succeed
 
 T = TypeVar("T")
 
+NOT_ENROLLED = "no central is pinned here: gateway enroll URL CODE"
 COMPILED = ("venue", "area", "event", "product")
 """Kinds of records that are compiled in memory."""
 _GLANCE = 0.002
 """Seconds between two looks at whether a thread is done."""
+_PAUSE = 0.01
+"""Seconds between two steps of what nobody waits for any more."""
 _STEP = 250
 """Events read in one step."""
 _SPREAD = 20 * HOUR
@@ -53,19 +55,24 @@ Steps = Generator[Any, None, None]
 class News:
     """The gate's end of the sync. Its public methods are calls of the sockets."""
 
-    def __init__(self, daemon: Running, trust: Trust | None) -> None:
+    def __init__(self, daemon: Running, trust: Trust | None, candidate: Snapshot | None = None) -> None:
+        """``candidate``: a generation that was built before the start, and is behind the one in use."""
         self._d = daemon
         self._trust = trust
         self._log = log.logger("news")
         self._busy = False
         self._building: asyncio.Task[received.Received] | None = None
-        self.candidate: Snapshot | None = None
+        self.candidate = candidate
         """A generation that is whole, but behind the one in use: changes go into it until it is not."""
         self.fresh_at: int | None = None
-        """Monotonic: when the question was asked that the newest answer answers."""
+        """Monotonic: when the question was asked whose answer left nothing open in the generation in use."""
+        self._heard_at: int | None = None
+        """The same of the newest answer of any kind."""
         self.deviation: int | None = None
         """Our clock less the central's, microseconds, as of the newest answer."""
         self._forget: tuple[int, int] | None = None
+        self._forget_known = False
+        """An answer to the cursor in use has said whether somebody is to be forgotten."""
         self._quick_at: int | None = None
         self._acknowledged_at = 0
         self._retry_at = self._retries = 0
@@ -75,13 +82,18 @@ class News:
         """The gate has started: what was left over is done."""
         trust, d = self._trust, self._d
         if trust is None:
+            self._drop_candidate()
             return
-        if trust.pinned.revoked and d.snapshot is not None:
+        if trust.pinned.revoked:
             d.wipe()
         if d.set_aside:
             trust.pinned.want_snapshot = True
         if trust.pinned.new_epoch:
             self._draw_epoch("the gateway was enrolled", d.ledger.last_seq)
+
+    @property
+    def enrolled(self) -> bool:
+        return self._trust is not None
 
     def status(self) -> dict[str, Any] | None:
         """For people: which central, and when it was last heard; null where none is pinned."""
@@ -93,7 +105,7 @@ class News:
             "venue": trust.pinned.venue,
             "keys": list(trust.pinned.keys),
             "revoked": trust.pinned.revoked,
-            "heard_s": None if self.fresh_at is None else (monotonic() - self.fresh_at) // SECOND,
+            "heard_s": None if self._heard_at is None else (monotonic() - self._heard_at) // SECOND,
             "clock_deviation_s": None if self.deviation is None else round(self.deviation / 1e6, 3),
             "building": self._building is not None,
         }
@@ -116,7 +128,7 @@ class News:
             "gateway": trust.pinned.gateway,
             "venue": trust.pinned.venue,
             "url": trust.pinned.url,
-            "nonce": trust.draw(now),
+            "nonce": trust.draw(now, protocol.CHANGES),
             "cursor": None if target is None else target.cursor,
             "keys": list(trust.pinned.keys),
             "wait": not quick,
@@ -135,7 +147,7 @@ class News:
         if trust.pinned.revoked or self.candidate is not None or self._building is not None:
             return None
         # Its history must be known from a fresh answer, or an old central's snapshot would do.
-        if self.fresh_at is None or now < self._retry_at:
+        if self._heard_at is None or now < self._retry_at:
             return None
         same = used is not None and used.history is not None and used.history == trust.pinned.history
         if same and not trust.pinned.want_snapshot and not self._must_forget(now):
@@ -177,15 +189,16 @@ class News:
 
     def answer(self, arguments: Mapping[str, Any]) -> Iterator[Any]:
         """An answer to ``/v1/changes``, as it came: verified whole, or refused whole."""
-        return self._one_at_a_time(self._answer(*_answered(arguments)))
+        return self._to_the_end(self._one_at_a_time(self._answer(*_answered(arguments))))
 
     def _answer(self, type_: str, body: str, signature: str) -> Steps:
         trust = self._need()
         signer, changes = yield from self._until(
             lambda: self._read(protocol.CHANGES, type_, body, signature, protocol.changes_of)
         )
+        self._same(trust)
         said = changes.said
-        asked = trust.fresh(said, monotonic())
+        asked = trust.fresh(said, monotonic(), protocol.CHANGES)
         self._learn(said)
         if changes.revoked:
             yield from self._revoke()
@@ -193,23 +206,26 @@ class News:
             return
         if changes.gone:
             yield from self._gone(said)
-            self.fresh_at = asked
+            self._heard_at = asked
             yield {"changed": 0, "set_aside": 0, "commands": 0, "more": False, "gone": True, "revoked": False}
             return
         target = self._asked_with(changes)
         if trust.pinned.revoked or trust.pinned.history != said.history:
             trust.pinned.revoked, trust.pinned.history = False, said.history
             yield from self._keep(trust.save)
-        self.fresh_at = asked
+        self._heard_at = asked
+        self._forget_known = True
         if changes.forget_position is not None:
             self._forget = (changes.forget_position, changes.forget_at)
-        records, commands = yield from self._take_out(changes, signer)
+        records, commands, bad = yield from self._take_out(changes, signer)
         obeyed = yield from self._obey(commands)
         applied = yield from self._apply(target, changes, records)
+        if target is self._d.snapshot and not changes.more:
+            self.fresh_at = asked
         self._compare(said)
         yield {
             "changed": len(applied.changed),
-            "set_aside": len(applied.bad),
+            "set_aside": len(applied.bad) + bad,
             "commands": obeyed,
             "more": changes.more,
             "gone": False,
@@ -255,16 +271,26 @@ class News:
             )
         self._warned = far
 
-    def _take_out(self, changes: Changes, signer: str) -> Generator[Any, None, tuple[list[Any], list[Any]]]:
-        """Keys are pinned before anything else is done; commands and what the own ledger has come apart."""
+    def _take_out(
+        self, changes: Changes, signer: str
+    ) -> Generator[Any, None, tuple[list[Any], list[Any], int]]:
+        """Keys are pinned before anything else is done; commands and what the own ledger has come apart. Also
+        how many bad keys were set aside: one must not hold up every revocation that follows."""
         trust, d = self._need(), self._d
-        records, commands, pinned = [], [], False
+        records: list[Any] = []
+        commands: list[Any] = []
+        pinned, keys, bad = False, 0, 0
         for n, record in enumerate(changes.records):
             kind = record.get("kind") if isinstance(record, dict) else None
             if kind == "command":
                 commands.append(record)
             elif kind == "key":
-                pinned |= trust.pin_key(record, signer)
+                keys += 1
+                try:
+                    pinned |= trust.pin_key(record, signer)
+                except ProtocolError as error:
+                    bad += 1
+                    self._log.warning("the central sent a bad key; it is set aside", reason=str(error))
             elif kind != "usage" or not self._is_own(record):
                 records.append(record)
             if n % 50 == 49:
@@ -272,8 +298,9 @@ class News:
         if pinned:
             self._log.info("the central's keys are others", keys=list(trust.pinned.keys))
             yield from self._keep(trust.save)
-        d.metrics.changes.labels("own_usage").inc(len(changes.records) - len(records) - len(commands))
-        return records, commands
+        d.metrics.changes.labels("own_usage").inc(len(changes.records) - len(records) - len(commands) - keys)
+        d.metrics.changes.labels("set_aside").inc(bad)
+        return records, commands, bad
 
     def _is_own(self, record: dict[str, Any]) -> bool:
         """Whether a usage tells of what stands in our own ledger."""
@@ -290,9 +317,15 @@ class News:
             self._switch_if_reached()
             return Applied()
         had_usage = target.has_usage
-        applied = yield from self._until(
-            partial(target.apply, records, changes.next, said.time, position=changes.position)
-        )
+        published = None if changes.more else said.time
+        try:
+            applied = yield from self._until(
+                partial(target.apply, records, changes.next, published, position=changes.position)
+            )
+        except SnapshotError:
+            self._need().pinned.want_snapshot = True  # as where there is no room in this one
+            self._drop_candidate()
+            raise
         d.metrics.changes.labels("applied").inc(len(applied.changed))
         d.metrics.changes.labels("set_aside").inc(len(applied.bad))
         for bad in applied.bad[:5]:
@@ -308,11 +341,11 @@ class News:
     def _adopt(self, applied: Applied, records: Sequence[Any], had_usage: bool) -> None:
         """The generation in use has changed: what is held in memory follows."""
         d = self._d
-        kinds = {record.get("kind") for record in records if isinstance(record, dict)}
+        kinds = kinds_of(records)
         if applied.replaced_usage or not kinds.isdisjoint(COMPILED):
             d.recompile(usage="usage" in kinds)
             return
-        moved = [m for m in applied.changed if isinstance(m, Movement) and m.passage is not Passage.NOT_TAKEN]
+        moved = applied.new_usage
         if moved:
             if not had_usage:
                 d.gate.use(d.snapshot, d.gate.world)  # who has not moved is asked elsewhere from now on
@@ -327,9 +360,14 @@ class News:
         same = used is not None and used.history == candidate.history
         if used is not None and same and (candidate.position or 0) < (used.position or 0):
             return
+        if used is not None and candidate.generation <= used.generation:
+            self._drop_candidate()  # somebody has imported cards meanwhile
+            return
         self.candidate = None
         forget = self._forget
-        stale = forget is not None and used is not None and self._base(used) < forget[0]
+        stale = not self._forget_known or (
+            forget is not None and used is not None and self._base(used) < forget[0]
+        )
         self._retries = self._retry_at = 0
         self._need().pinned.want_snapshot = False
         self._d.work(partial(write_durably, *self._need().save()))
@@ -347,12 +385,14 @@ class News:
         if changed:
             self._log.warning("the central's log is another one: it was restored, or set up anew")
         trust.pinned.history, trust.pinned.want_snapshot, trust.pinned.revoked = said.history, True, False
+        self._forget, self._forget_known = None, False
         yield from self._keep(trust.save)
         self._compare(said)
 
     def _drop_candidate(self) -> None:
+        """Its file goes too: at the next start it would be the newest."""
         if self.candidate is not None:
-            self._d.work(self.candidate.close)
+            self._d.work(partial(_discard, self.candidate))
             self.candidate = None
             self._try_later()
 
@@ -376,10 +416,13 @@ class News:
     def _obey(self, commands: Sequence[dict[str, Any]]) -> Generator[Any, None, int]:
         """Each at most once: it is remembered on disk before it is obeyed."""
         trust, d = self._need(), self._d
-        new = [(c, self._judged(c)) for c in commands]
-        todo = [c for c, result in new if result == "obeyed"]
-        for command in todo:
-            trust.remember(command["id"])
+        new = []
+        for command in commands:
+            result = self._judged(command)
+            new.append((command, result))
+            if result == "obeyed":
+                trust.remember(command["id"])
+        todo = [command for command, result in new if result == "obeyed"]
         if todo:
             yield from self._keep(trust.save_obeyed)
         acts = Acts(d.gate, d.ledger, "central")
@@ -416,31 +459,27 @@ class News:
     def generation(self, arguments: Mapping[str, Any]) -> Iterator[Any]:
         """A snapshot file that the courier has fetched, as a file descriptor."""
         manifest, signature = text(arguments, "manifest"), text(arguments, "signature")
-        return self._guarded(self._generation(manifest, signature))
+        return self._to_the_end(self._guarded(self._generation(manifest, signature)))
 
     def _generation(self, encoded: str, signature: str) -> Steps:
         trust, d = self._need(), self._d
         if self._building is not None or self.candidate is not None or self._busy_taking:
             raise CallError("busy", "a snapshot is being built already")
-        if trust.pinned.revoked or self.fresh_at is None:
+        if trust.pinned.revoked or self._heard_at is None:
             raise ProtocolError("no fresh answer of the central asks for a snapshot")
         self._busy_taking = True
-        fd = None
+        handed = TakeFd()
         try:
             _, manifest = yield from self._until(
                 lambda: self._read(protocol.SNAPSHOT_FILE, protocol.JSON, encoded, signature, _manifest)
             )
-            if manifest["venue"] != trust.pinned.venue:
-                raise ProtocolError("venue: the snapshot is another venue's")
-            if manifest["history"] != trust.pinned.history:
-                raise ProtocolError("history: the snapshot is of another log")
-            handed = TakeFd()
+            self._fits(trust, manifest)
             yield handed
-            fd = handed.fd
-            assert fd is not None
+            assert handed.fd is not None
+            self._fits(trust, manifest)
             source = f"the central, {trust.pinned.url}"
             self._building = asyncio.get_running_loop().create_task(
-                received.receive(d.config.gateway.data_dir, fd, manifest, source=source)
+                received.receive(d.config.gateway.data_dir, handed.fd, manifest, source=source)
             )
             while not self._building.done():
                 yield Later(0.05)
@@ -457,6 +496,11 @@ class News:
             )
             if opened is None or opened.generation <= d.generation:
                 raise ProtocolError("the generation that was built cannot be opened")
+            try:
+                self._fits(trust, manifest)
+            except ProtocolError:  # the central has said something else while it was built
+                d.work(partial(_discard, opened))
+                raise
             self.candidate = opened
             self._switch_if_reached()
         except (ProtocolError, CallError, SnapshotError, CodeKeyError):
@@ -467,14 +511,25 @@ class News:
             if self._building is not None and not self._building.done():
                 self._building.cancel()
             self._building = None
-            if fd is not None:
-                os.close(fd)
+            handed.close()
+            if self._need().pinned.revoked:
+                d.wipe()  # it may have been put in place at the last moment
         yield {
             "generation": opened.generation,
             "state": "in_use" if self.candidate is None else "catching_up",
         }
 
     _busy_taking = False
+
+    def _fits(self, trust: Trust, manifest: Mapping[str, Any]) -> None:
+        """Whether the snapshot is one of the log that the central now goes by. Raises ProtocolError."""
+        self._same(trust)
+        if trust.pinned.revoked:
+            raise ProtocolError("the central has revoked this gateway")
+        if manifest["venue"] != trust.pinned.venue:
+            raise ProtocolError("venue: the snapshot is another venue's")
+        if manifest["history"] != trust.pinned.history:
+            raise ProtocolError("history: the snapshot is of another log")
 
     def _try_later(self) -> None:
         self._retries += 1
@@ -505,7 +560,7 @@ class News:
             yield Later()
         yield {
             "enrolled": True,
-            "nonce": trust.draw(monotonic()) if rows else None,
+            "nonce": trust.draw(monotonic(), protocol.EVENTS) if rows else None,
             "keys": list(trust.pinned.keys),
             "gateway": trust.pinned.gateway,
             "zone": d.gate.world.venue.timezone,
@@ -517,14 +572,15 @@ class News:
 
     def uploaded(self, arguments: Mapping[str, Any]) -> Iterator[Any]:
         """An answer to ``/v1/events``, as it came."""
-        return self._guarded(self._uploaded(*_answered(arguments)))
+        return self._to_the_end(self._guarded(self._uploaded(*_answered(arguments))))
 
     def _uploaded(self, type_: str, body: str, signature: str) -> Steps:
         trust, d = self._need(), self._d
         _, uploaded = yield from self._until(
             lambda: self._read(protocol.EVENTS, type_, body, signature, protocol.uploaded_of)
         )
-        trust.fresh(uploaded.said, monotonic())
+        self._same(trust)
+        trust.fresh(uploaded.said, monotonic(), protocol.EVENTS)
         self._learn(uploaded.said)
         self._acknowledged_at = uploaded.said.time
         for epoch, seq, reason in uploaded.refused:
@@ -585,8 +641,10 @@ class News:
         self._drawing = trust.pinned.want_snapshot = True
 
         def drawn() -> None:
-            self._drawing = trust.pinned.new_epoch = False
-            d.work(partial(write_durably, *trust.save()))
+            self._drawing = False
+            now = self._need()  # another may have been pinned meanwhile
+            now.pinned.new_epoch = False
+            d.work(partial(write_durably, *now.save()))
 
         d.ledger.new_epoch(reason, drawn, after=after)
 
@@ -596,7 +654,7 @@ class News:
 
     def enrolled_call(self, arguments: Mapping[str, Any]) -> Iterator[Any]:
         """An administrator has enrolled this gateway: its central is pinned, and a new epoch begins."""
-        return self._guarded(self._enrol(arguments))
+        return self._to_the_end(self._guarded(self._enrol(arguments)))
 
     def _enrol(self, arguments: Mapping[str, Any]) -> Steps:
         d = self._d
@@ -607,16 +665,19 @@ class News:
                 f"the code is for the gateway {pinned.gateway!r}, and [gateway] id here is "
                 f"{d.config.gateway.id!r}: change one of them",
             )
+        while self._busy or self._busy_taking:  # what the central before is still about
+            if self._building is not None:
+                self._building.cancel()
+            yield Later(_GLANCE)
         before = self._trust
         succeed(pinned, None if before is None else before.pinned, d.ledger.last_seq)
         pinned.new_epoch = True
         trust = Trust(d.config.gateway.data_dir, pinned, [] if before is None else before.obeyed)
         yield from self._keep(trust.save)
-        if self._building is not None:
-            self._building.cancel()
         self._trust = trust
         self._drop_candidate()
-        self.fresh_at = self._quick_at = self._forget = None
+        self.fresh_at = self._heard_at = self._quick_at = self._forget = None
+        self._forget_known = False
         self._acknowledged_at = self._retry_at = self._retries = 0
         self._draw_epoch("the gateway was enrolled", d.ledger.last_seq)
         self._log.info("joined a central", url=pinned.url, venue=pinned.venue)
@@ -628,9 +689,46 @@ class News:
 
     # --- helpers ---------------------------------------------------------------------------------------
 
+    def close(self) -> None:
+        """Nothing is gone on with from now on."""
+        self._closed = True
+
+    _closed = False
+
+    def _same(self, trust: Trust) -> None:
+        if trust is not self._trust:
+            raise ProtocolError("this gateway was enrolled anew meanwhile")
+
+    def _to_the_end(self, steps: Steps) -> Steps:
+        """Where the client goes in the middle, the rest is done without it: half an answer is worse than
+        none. What is on disk and what is in memory would be two things."""
+        step = None
+        try:
+            for step in steps:
+                yield step
+        except GeneratorExit:
+            if isinstance(step, Later) and not self._closed:
+                self._go_on(steps)
+            else:
+                steps.close()
+            raise
+
+    def _go_on(self, steps: Steps) -> None:
+        if self._closed:
+            steps.close()
+            return
+        try:
+            step = next(steps)
+        except (StopIteration, CallError):
+            return
+        if isinstance(step, Later):
+            asyncio.get_running_loop().call_later(max(step.seconds, _PAUSE), self._go_on, steps)
+        else:
+            steps.close()  # it is done, or asks for what nobody is there to give
+
     def _need(self) -> Trust:
         if self._trust is None:
-            raise CallError("not_enrolled", "no central is pinned here: gateway enroll URL CODE")
+            raise CallError("not_enrolled", NOT_ENROLLED)
         return self._trust
 
     def _until(self, do: Callable[[], T]) -> Generator[Any, None, T]:
@@ -686,6 +784,18 @@ def _manifest(body: Mapping[str, Any]) -> dict[str, Any]:
     """Checked, and as it is for the child process."""
     protocol.manifest_of(body)
     return {**body, "published": protocol.instant(body, "published")}
+
+
+def kinds_of(records: Iterable[Any]) -> set[str]:
+    """The kinds that stand in records, good or bad."""
+    kinds = (record.get("kind") for record in records if isinstance(record, dict))
+    return {kind for kind in kinds if isinstance(kind, str)}
+
+
+def _discard(snapshot: Snapshot) -> None:
+    """A generation that is not to be used, not even after the next start."""
+    snapshot.close()
+    generations.remove(snapshot.path)
 
 
 def _result(task: asyncio.Task[received.Received]) -> received.Received:

@@ -76,17 +76,18 @@ class Trust:
     data_dir: Path
     pinned: Pinned
     obeyed: list[str] = field(default_factory=list)
-    _nonces: dict[str, int] = field(default_factory=dict)
+    _nonces: dict[str, tuple[int, str]] = field(default_factory=dict)
     _bound: _Bound | None = None
 
     # --- questions and answers -------------------------------------------------------------------------
 
-    def draw(self, monotonic: int) -> str:
-        """A new nonce; the oldest open question is given up where there are too many."""
+    def draw(self, monotonic: int, purpose: str = protocol.CHANGES) -> str:
+        """A new nonce for an answer to ``/v1/changes`` or ``/v1/events``; the oldest open question is given
+        up where there are too many."""
         while len(self._nonces) >= _OUTSTANDING:
             del self._nonces[next(iter(self._nonces))]
         nonce = secrets.token_urlsafe(18)
-        self._nonces[nonce] = monotonic
+        self._nonces[nonce] = (monotonic, purpose)
         return nonce
 
     def verify(self, purpose: str, body: bytes, signature: str) -> str:
@@ -94,8 +95,11 @@ class Trust:
         keys = {id_: base64.b64decode(text) for id_, text in tuple(self.pinned.keys.items())}
         return protocol.verify(keys, purpose, body, signature)
 
-    def fresh(self, said: Said, monotonic: int) -> int:
+    def fresh(self, said: Said, monotonic: int, purpose: str = protocol.CHANGES) -> int:
         """When the question was asked that this answers; it is closed by that.
+
+        Each answer to ``/v1/changes`` follows on the one before, so it closes all other questions of the kind
+        too: what was said to one of them may be older, and a courier could give it later.
 
         Raises ProtocolError where the answer is for somebody else, or for no open question.
         """
@@ -103,11 +107,14 @@ class Trust:
             raise ProtocolError("gateway: the answer is for another gateway")
         if said.venue != self.pinned.venue:
             raise ProtocolError("venue: the answer is for another venue")
-        asked = self._nonces.pop(said.nonce, None)
-        if asked is None:
+        asked, of = self._nonces.get(said.nonce, (0, ""))
+        if of != purpose:
             raise ProtocolError("nonce: no such question is open here, or it was answered already")
+        del self._nonces[said.nonce]
         if monotonic - asked > protocol.NONCE_LIFE:
             raise ProtocolError("nonce: the question is too old")
+        if purpose == protocol.CHANGES:
+            self._nonces = {n: known for n, known in self._nonces.items() if known[1] != purpose}
         self._learn(said.time, asked, monotonic)
         return asked
 

@@ -127,11 +127,17 @@ def prune(data_dir: Path, in_use: int, *, keep_before: bool = True) -> list[int]
     return removed
 
 
+def remove(path: Path) -> None:
+    """Removes one generation."""
+    path.unlink(missing_ok=True)
+    lock_path(path).unlink(missing_ok=True)
+
+
 def remove_all(data_dir: Path) -> None:
-    """Removes every generation: the central has revoked this gateway."""
+    """Removes every generation, and what killed builds left: the central has revoked this gateway."""
     for number in numbers(data_dir):
-        path_of(data_dir, number).unlink(missing_ok=True)
-        lock_path(path_of(data_dir, number)).unlink(missing_ok=True)
+        remove(path_of(data_dir, number))
+    clean_leftovers(data_dir)
 
 
 def passes(path: Path) -> bool:

@@ -507,7 +507,7 @@ class Ledger:
 
     def holds(self, epoch: int, seq: int) -> bool:
         """Whether the movement that this event of this gateway made is here: a ``usage`` of it is no news."""
-        if self.epoch_of(seq) != epoch:
+        if not 0 < seq <= self.last_seq or self.epoch_of(seq) != epoch:
             return False
         return bool(self._rows("SELECT 1 FROM movement WHERE seq = ?", (seq,)))
 

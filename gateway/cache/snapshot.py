@@ -118,15 +118,21 @@ class Snapshot:
 
     @classmethod
     def open(
-        cls, data_dir: Path, aside: Callable[[Path, str], None] | None = None, *, above: int = 0
+        cls,
+        data_dir: Path,
+        aside: Callable[[Path, str], None] | None = None,
+        *,
+        above: int = 0,
+        below: int | None = None,
     ) -> Snapshot | None:
         """The newest generation that is whole; None where there is none.
 
-        ``above``: only those with a higher number; LMDB cannot open one twice, so whoever has one open asks
-        for those above it. ``aside`` hears of every newer one that cannot be used, with the reason; the
-        files stay. Raises CodeKeyError where there are generations and no key.
+        ``above``, ``below``: only those with a higher or lower number; LMDB cannot open one twice, so whoever
+        has one open asks for those beside it. ``aside`` hears of every newer one that cannot be used, with
+        the reason; the files stay. Raises CodeKeyError where there are generations and no key.
         """
-        numbers = [n for n in generations.numbers(data_dir) if n > above] if data_dir.is_dir() else []
+        numbers = generations.numbers(data_dir) if data_dir.is_dir() else []
+        numbers = [n for n in numbers if n > above and (below is None or n < below)]
         if not numbers:
             return None
         key = codekey.load(data_dir)
