@@ -17,9 +17,12 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import select
 import signal
 import stat
+import subprocess
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -179,47 +182,74 @@ async def receive(
 ) -> Received:
     """The same in a child, which is killed when it does not get on for ``patience`` seconds, and when this is
     cancelled. The descriptor stays the caller's. Nothing is asked of it here: also that may wait for ever."""
+    child = _Child(patience)
+    job = orjson.dumps({"manifest": manifest, "source": source, "pace": pace}) + b"\n"
+    # Not asyncio's own subprocesses: one that is cancelled while its pipes are being connected, as at the
+    # gate's stop, waits for ever (CPython 3.11).
+    work = asyncio.get_running_loop().run_in_executor(None, child.run, data_dir, fd, job)
     try:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "gateway.cache.received",
-            str(data_dir),
-            str(fd),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            pass_fds=(fd,),
-        )
-    except OSError as error:
-        return Received(False, "failed", f"the process that builds snapshots cannot be started: {error}")
-    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        child.give_up()
+        await work
+        raise
+
+
+class _Child:
+    """The child, as a thread of the gate sees it."""
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._given_up = False
+
+    def give_up(self) -> None:
+        with self._lock:
+            self._given_up = True
+            if self._process is not None:
+                self._process.kill()
+
+    def run(self, data_dir: Path, fd: int, job: bytes) -> Received:
+        """Until it has ended, in whichever way."""
+        command = [sys.executable, "-m", "gateway.cache.received", str(data_dir), str(fd)]
+        with self._lock:
+            if self._given_up:
+                return Received(False, "failed", "given up")
+            try:
+                process = subprocess.Popen(
+                    command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(fd,)
+                )
+            except (OSError, ValueError) as error:  # ValueError: a descriptor that cannot be one
+                return Received(False, "failed", f"the snapshot builder cannot be started: {error}")
+            self._process = process
+        with process:
+            try:
+                return self._told(process, job)
+            finally:
+                process.kill()
+
+    def _told(self, process: subprocess.Popen[bytes], job: bytes) -> Received:
         assert process.stdin is not None
-        process.stdin.write(orjson.dumps({"manifest": manifest, "source": source, "pace": pace}) + b"\n")
-        process.stdin.close()
-        return await _told(process, patience)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-
-
-async def _told(process: asyncio.subprocess.Process, patience: float) -> Received:
-    assert process.stdout is not None
-    while True:
-        try:
-            async with asyncio.timeout(patience):
-                line = await process.stdout.readline()
-        except TimeoutError:
-            return Received(
-                False,
-                "stalled",
-                f"the snapshot was not built on for {patience:.0f} s; look for a failing disk",
-            )
-        if not line.endswith(b"\n"):
-            return Received(False, "failed", "the process that builds snapshots ended before it was done")
-        told = orjson.loads(line)
-        if told:
-            return Received(**{**told, "faults": tuple(told["faults"])})
+        assert process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(job)
+        poll = select.poll()
+        poll.register(process.stdout, select.POLLIN)
+        told = b""
+        while poll.poll(self._patience * 1000):
+            more = os.read(process.stdout.fileno(), 1 << 16)
+            if not more:
+                return Received(False, "failed", "the process that builds snapshots ended before it was done")
+            *told_before, told = (told + more).split(b"\n")
+            for line in told_before:
+                if result := orjson.loads(line):
+                    return Received(**{**result, "faults": tuple(result["faults"])})
+        return Received(
+            False,
+            "stalled",
+            f"the snapshot was not built on for {self._patience:.0f} s; look for a failing disk",
+        )
 
 
 def main() -> None:
