@@ -406,12 +406,11 @@ def _gateways(
         "--ttl-s", type=int, default=86_400, metavar="S", help="how long it holds; default: a day"
     )
     command("gateways", _gateway_list, "every gateway with what it last said of itself", table=True)
-    for word, act, help_ in (
-        ("gateway-token", "token", "has a gateway's token renewed at its next call"),
-        ("gateway-revoke", "revoke", "a gateway is refused from now on, and wipes its cards"),
-    ):
-        sub = command(word, _gateway_act(act), help_)
-        sub.add_argument("gateway", metavar="GATEWAY")
+    sub = command("gateway-token", _gateway_token, "has a gateway's token renewed at its next call")
+    sub.add_argument("gateway", metavar="GATEWAY")
+    sub.add_argument("--at-once", action="store_true", help="void the present token; carry the new one there")
+    sub = command("gateway-revoke", _gateway_revoke, "a gateway is refused from now on, and wipes its cards")
+    sub.add_argument("gateway", metavar="GATEWAY")
     for word, what, help_ in (
         ("open", "lane", "opens a lane once"),
         ("close", "lane", "closes a lane: nobody comes in"),
@@ -441,11 +440,12 @@ def _gateway_list(options: argparse.Namespace) -> int:
     )
 
 
-def _gateway_act(act: str) -> Run:
-    def run(options: argparse.Namespace) -> int:
-        return _ask(options, "POST", f"gateways/{name(options.gateway)}/{act}", {})
+def _gateway_token(options: argparse.Namespace) -> int:
+    return _ask(options, "POST", f"gateways/{name(options.gateway)}/token", {"at_once": options.at_once})
 
-    return run
+
+def _gateway_revoke(options: argparse.Namespace) -> int:
+    return _ask(options, "POST", f"gateways/{name(options.gateway)}/revoke", {})
 
 
 def _order(word: str, what: str) -> Run:

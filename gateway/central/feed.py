@@ -62,7 +62,8 @@ def changes(
     because a gateway that came by a snapshot may have missed a key's announcement.
     """
     at = conn.execute(_AT, {"venue": venue}).one()
-    found = [] if known is None else _about_keys(conn, known)
+    keys = [] if known is None else _about_keys(conn, known)
+    found = list(keys)
     space = size - sum(map(len, found))
     asked = max(limit - len(found), 1)
     rows = conn.execute(
@@ -75,7 +76,8 @@ def changes(
         space -= len(record) + 1
         if place == asked or (space < 0 and place):
             return Page(found, last, more=True)
-        found.append(record)
+        if row.kind != "key" or record not in keys:  # once, also where its own place comes by
+            found.append(record)
         last = row.position
     return Page(found, max(last, at.position), more=False)
 

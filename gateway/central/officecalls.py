@@ -96,7 +96,9 @@ def _instant(at: int | None) -> str | None:
 
 async def rotate_gateway_token(ask: Ask) -> web.Response:
     gateway = ask.part("gateway")
-    await ask.body()
+    if not protocol.flag(await ask.body(), "at_once"):
+        await ask.db(ask.central.store.hasten_renewal, gateway)
+        return answered({"gateway": gateway})
     token = await ask.db(ask.central.store.rotate_token, gateway)
     return answered({"gateway": gateway, "token": token})
 
@@ -321,9 +323,9 @@ OPERATIONS = (
         "/gateways/{gateway}/token",
         "admin",
         rotate_gateway_token,
-        "A new token for a gateway, for its file; those before are worth nothing at once",
-        thing(gateway=_WHO, token=text("…")),
-        _NOTHING,
+        "A new token for a gateway, with its next answer; at_once: for its file, and those before are void",
+        thing(["token"], gateway=_WHO, token=text("…")),
+        thing(["at_once"], at_once={"type": "boolean"}),
         conflicts=True,
     ),
     Operation(
@@ -366,7 +368,7 @@ OPERATIONS = (
         status=201,
         conflicts=True,
     ),
-    Operation("GET", "/keys", "read", list_keys, "The keys that sign", thing(keys=many(_KEY))),
+    Operation("GET", "/keys", "admin", list_keys, "The keys that sign", thing(keys=many(_KEY))),
     Operation(
         "POST", "/keys", "admin", announce_key, "Draws a key and announces it", _KEY, _NOTHING, status=201
     ),

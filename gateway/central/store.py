@@ -329,6 +329,10 @@ class Store:
         """A new token where the one in use is a day old."""
         return self._gateways.renew_token(gateway)
 
+    def hasten_renewal(self, gateway: str) -> None:
+        """The next answer to this gateway carries a new token. Raises NotFound and Refused."""
+        self._gateways.hasten_renewal(gateway)
+
     def rotate_token(self, gateway: str) -> str:
         """Raises NotFound and Refused."""
         return self._gateways.rotate_token(gateway)

@@ -245,6 +245,17 @@ def commands(
         expect(not [r for r in found if r.get("lane") == short], "no expired command", "it")
 
 
+def _announced(found: list[dict[str, Any]]) -> dict[str, bytes]:
+    """The keys in these records by id. Raises ProtocolError."""
+    told = {}
+    for record in found:
+        if record.get("kind") == "key" and not record.get("deleted"):
+            id_ = p.text(record, "id", 32)
+            expect(bool(p.KEY_ID.fullmatch(id_)), "an id of letters, digits, - or _", id_)
+            told[id_] = p.public_bytes(record.get("public"))
+    return told
+
+
 def keys(report: Report, north: Client | None, means: Means, cursor: str | None) -> None:
     """Rotation: announce a key, use it, go back, end it."""
     added: str | None = None
@@ -254,20 +265,16 @@ def keys(report: Report, north: Client | None, means: Means, cursor: str | None)
     try:
         with report.point(_KEYS, "a new key is announced by a signed record of the kind key"):
             client, since = need(north, "an enrolled gateway"), need(cursor, "a cursor")
-            reply = client.changes(since).expect(200)
-            old = p.verify(client.keys, p.CHANGES, reply.body, reply.headers.get("Gateway-Signature", ""))
+            found, last, replies = client.drain(since)
+            signature = replies[-1].headers.get("Gateway-Signature", "")
+            old = p.verify(client.keys, p.CHANGES, replies[-1].body, signature)
+            before = {**client.keys, **_announced(found)}
             means.announce_key()
-            found, last, _ = client.drain(since)
-            came = [
-                r
-                for r in found
-                if r.get("kind") == "key" and not r.get("deleted") and r["id"] not in client.keys
-            ]
-            expect(len(came) == 1, "one record of the kind key", f"{len(came)} of {len(found)} records")
-            id_ = p.text(came[0], "id", 32)
-            expect(bool(p.KEY_ID.fullmatch(id_)), "an id of letters, digits, - or _", id_)
-            client.keys[id_] = p.public_bytes(came[0].get("public"))
-            added, here = id_, p.text(last, "next", 128)
+            found, last, _ = client.drain(p.text(last, "next", 128))
+            came = {id_: public for id_, public in _announced(found).items() if id_ not in before}
+            expect(len(came) == 1, "a record of the kind key with a new id", f"{len(came)} such records")
+            [added] = came
+            client.keys[added], here = came[added], p.text(last, "next", 128)
         with report.point(
             _KEYS, "a gateway that does not know the present key gets a signature by an older one"
         ):
@@ -295,9 +302,9 @@ def keys(report: Report, north: Client | None, means: Means, cursor: str | None)
     with report.point(_KEYS, "a key that ended comes as a record with deleted: true"):
         client, ended = need(north, "an enrolled gateway"), need(added, "a new key")
         found, _, _ = client.drain(need(here, "a cursor"))
-        came = [r for r in found if r.get("kind") == "key" and r.get("id") == ended]
+        end = [r for r in found if r.get("kind") == "key" and r.get("id") == ended]
         expect(
-            bool(came) and came[-1].get("deleted") is True,
+            bool(end) and end[-1].get("deleted") is True,
             f"{ended} with deleted: true",
-            came or "no such record",
+            end or "no such record",
         )

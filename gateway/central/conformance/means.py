@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,9 +49,12 @@ class Means:
 
     def records(self, *records: dict[str, Any]) -> None:
         """Put these into the venue, as an NDJSON load does."""
-        lines = b"".join(orjson.dumps(record) + b"\n" for record in records)
+        self._load(records)
         for record in records:
             self._put[record["kind"], record["id"]] = None
+
+    def _load(self, records: Sequence[dict[str, Any]]) -> None:
+        lines = b"".join(orjson.dumps(record) + b"\n" for record in records)
         if self.admin is not None:
             self.admin.call("POST", f"venues/{name(self.venue)}/records", [lines])
         else:
@@ -58,14 +62,9 @@ class Means:
 
     def delete(self, *names: tuple[str, str]) -> None:
         """Take these records out of the venue."""
+        self._load([{"kind": kind, "id": id_, "deleted": True} for kind, id_ in names])
         for kind, id_ in names:
             self._put.pop((kind, id_), None)
-        if self.admin is not None:
-            for kind, id_ in names:
-                self.admin.call("DELETE", f"venues/{name(self.venue)}/records/{name(kind)}/{name(id_)}")
-        else:
-            gone = [{"kind": kind, "id": id_, "deleted": True} for kind, id_ in names]
-            self._told("records", standard_input=b"".join(orjson.dumps(one) + b"\n" for one in gone))
 
     def has_put(self, kind: str, id_: str) -> bool:
         return (kind, id_) in self._put
@@ -122,19 +121,22 @@ class Means:
         """What the operator is shown of a gateway."""
         if self.admin is None:
             raise Untested("needs --admin-token: only an operator sees it")
-        answer = self.admin.call("GET", "gateways")
-        rows = answer if isinstance(answer, list) else answer["gateways"]
-        return next(
-            (row.get("condition") for row in rows if row.get("gateway", row.get("id")) == gateway), None
-        )
+        rows = self.admin.call("GET", "gateways")["gateways"]
+        return next((row["condition"] for row in rows if row["gateway"] == gateway), None)
 
     def kept_events(self, gateway: str, epoch: int) -> list[dict[str, Any]]:
         """What the central has of an epoch."""
         if self.admin is None:
             raise Untested("needs --admin-token: only an operator sees it")
-        answer = self.admin.call("GET", "events", query={"gateway": gateway, "limit": 1000})
-        rows = answer if isinstance(answer, list) else answer["events"]
-        return [row for row in rows if row.get("epoch") == epoch]
+        since = "0"
+        found: list[dict[str, Any]] = []
+        while True:
+            query = {"gateway": gateway, "since": since, "limit": 1000}
+            page = self.admin.call("GET", "events", query=query)
+            if not page["events"]:
+                return found
+            found += [row for row in page["events"] if row.get("epoch") == epoch]
+            since = page["next"]
 
     def clean(self) -> None:
         """Take out every record that is still there."""
