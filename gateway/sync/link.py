@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -74,6 +74,8 @@ class Link:
         self._connect = connect
         self._timeout = timeout
         self._gate: Gate | None = None
+        self._closed = False
+        self._lock = Lock()
 
     async def call(self, name: str, **arguments: Any) -> Any:
         """Raises Away and Refused."""
@@ -85,7 +87,8 @@ class Link:
 
     def _work(self, do: Callable[[Gate], Any]) -> Any:
         # Taken out while it is used: a call that was given up halfway leaves no half-read connection behind.
-        gate, self._gate = self._gate, None
+        with self._lock:
+            gate, self._gate = self._gate, None
         if gate is None:
             gate = self._connect(self._timeout)
         try:
@@ -100,13 +103,15 @@ class Link:
         return result
 
     def _keep(self, gate: Gate) -> None:
-        if self._gate is None:
-            self._gate = gate
-        else:
-            gate.close()
+        with self._lock:
+            if self._gate is None and not self._closed:
+                self._gate = gate
+                return
+        gate.close()
 
     def close(self) -> None:
-        """Let go of the connection, if none is in use."""
-        gate, self._gate = self._gate, None
+        """Let go of the connection; one that is in use goes when its call ends."""
+        with self._lock:
+            gate, self._gate, self._closed = self._gate, None, True
         if gate is not None:
             gate.close()

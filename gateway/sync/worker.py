@@ -37,6 +37,8 @@ _ENVELOPE = 4096
 class Pace:
     """Seconds."""
 
+    wait: int = protocol.WAIT
+    """For which the central is to hold a request while nothing changes."""
     idle: float = 1.0
     """Between two looks for new events."""
     first: float = 1.0
@@ -126,7 +128,7 @@ class Changes:
 
     async def _ask(self, news: Mapping[str, Any], keys: str) -> Answer | None:
         """None: given up, because a snapshot has come meanwhile and the gate asks for what follows it."""
-        wait = protocol.WAIT if news["wait"] else 0
+        wait = self._pace.wait if news["wait"] else 0
         asking = asyncio.ensure_future(
             self._central.changes(news["nonce"], keys, news["cursor"], wait, news["condition"])
         )
@@ -192,7 +194,9 @@ class Changes:
         before, self._gone = self._gone, True
         if before:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._fetch.done.wait(), protocol.WAIT * (0.8 + 0.4 * self._random()))
+                await asyncio.wait_for(
+                    self._fetch.done.wait(), self._pace.wait * (0.8 + 0.4 * self._random())
+                )
         return 0
 
     def _held_back(self, news: Mapping[str, Any], result: Mapping[str, Any], quick: bool) -> float:
