@@ -16,7 +16,7 @@ from typing import Any
 import lmdb
 import pytest
 
-from gateway.cache import codekey, generations
+from gateway.cache import codekey, generations, rows
 from gateway.cache.build import build
 from gateway.cache.snapshot import Snapshot, SnapshotError, guard, prune, switch
 from gateway.model import Area, CredentialState, EntitlementState, Event, Holder, Venue
@@ -170,6 +170,70 @@ def test_changes_in_one_transaction(tmp_path: Path) -> None:
         ("E1", EntitlementState.SUSPENDED, False),
     ]
     assert [product.id for product in snapshot.records().products] == ["p2"]
+
+
+def test_what_the_central_signed_about_it(tmp_path: Path) -> None:
+    """History, position and the position when it was built are kept; changes move the position alone, and a
+    newer publication time is stored by itself, an older one not. All of it is on disk."""
+    make(tmp_path, *FEED, cursor="c1", published=100, history="h7", position=40)
+    snapshot = opened(tmp_path)
+    snapshot.apply([], "c2", 200, position=45)
+    snapshot.apply([])
+    for published in (150, 300, 250):
+        snapshot.touch(published)
+    for _ in range(2):
+        said = (snapshot.history, snapshot.position, snapshot.base, snapshot.cursor, snapshot.published)
+        assert said == ("h7", 45, 40, "c2", 300)
+        snapshot.close()
+        snapshot = opened(tmp_path)
+    snapshot.close()
+    make(tmp_path, *FEED)
+    imported = opened(tmp_path)
+    assert (imported.history, imported.position, imported.base) == (None, None, None)
+    imported.touch(7)
+    assert imported.published == 7
+    imported.close()
+
+
+def test_meta_of_other_versions() -> None:
+    """A generation of before has no history, position or base; what only a newer program knows is passed
+    over."""
+    fields = {
+        "generation": 3, "key_check": b"k", "cursor": "c", "published": 1, "built": 2, "source": "s",
+        "format": 1,
+    }  # fmt: skip
+    meta = rows.meta_of(rows.pack(fields))
+    assert (meta.generation, meta.history, meta.position, meta.base) == (3, None, None, None)
+    newer = fields | {"history": "h", "position": 4, "base": 3, "colour": "green"}
+    assert rows.meta_of(rows.pack(newer)) == rows.Meta(3, b"k", "c", 1, 2, "s", 1, "h", 4, 3)
+    del fields["source"]
+    with pytest.raises(TypeError):
+        rows.meta_of(rows.pack(fields))
+
+
+def test_what_a_batch_did_to_usage(tmp_path: Path) -> None:
+    """New usages are told one by one; one that replaces, annuls or deletes what was there is told as such;
+    the same again, or the annulling of one that was never there, is neither."""
+    make(tmp_path, *FEED)
+    snapshot = opened(tmp_path)
+
+    def applied(*batch: dict[str, Any]) -> tuple[list[str | None], bool]:
+        found = snapshot.apply(batch)
+        return [move.source for move in found.new_usage], found.replaced_usage
+
+    first, second = usage("u1", 1, holder="H1"), usage("u2", 2, holder="H1")
+    sources = ["id/u1", "id/u2"]
+    assert applied(first, second) == (sources, False)
+    assert applied(first, second) == ([], False)
+    assert len(snapshot.movements_of_person("H1", 0)) == 2
+    assert applied(first | {"holder": "H2"}) == ([], True)
+    assert applied(second | {"passage": "not_taken"}) == ([], True)
+    assert applied(second | {"passage": "not_taken"}) == ([], False)
+    assert applied({"kind": "usage", "id": "u1", "deleted": True}) == ([], True)
+    assert applied({"kind": "usage", "id": "u1", "deleted": True}) == ([], False)
+    assert applied(first, first | {"holder": "H2"}) == (["id/u1"], True)
+    assert applied({"kind": "holder", "id": "H9"}) == ([], False)
+    snapshot.close()
 
 
 def test_blocking_and_unblocking(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.cache.ledger_rows import EVENT_COLUMNS, event_digest
+from gateway.cache.ledger_rows import EVENT_COLUMNS, event_digest, event_row
+from gateway.cache.ledger_store import Act, Entry, Store
 from tests.cache.ledger_rig import DAY, Rig, file, grant, rows
 
 _NAMES = itertools.count()
@@ -219,8 +220,8 @@ def test_new_epochs(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_commit_that_fails_takes_the_mark_back(tmp_path: Path) -> None:
-    """While the disk is full the mark is where it was; when it can be written again, all is done once."""
+def test_a_ledger_that_is_held_by_another(tmp_path: Path) -> None:
+    """The mark is where it was; when the ledger can be written again, all is done once."""
 
     async def main() -> None:
         with Rig(tmp_path) as rig:
@@ -237,6 +238,32 @@ def test_a_commit_that_fails_takes_the_mark_back(tmp_path: Path) -> None:
             assert rows(tmp_path, "SELECT value FROM meta WHERE key = 'acknowledged'") == [(3,)]
 
     asyncio.run(main())
+
+
+def test_a_transaction_that_fails_takes_the_mark_back(tmp_path: Path) -> None:
+    """What was settled and drawn in a transaction that came to nothing is not in memory either; given again
+    it is done."""
+    store = Store.open(tmp_path / "ledger.db", "north")
+    try:
+        event = grant(1)
+        store.write([Entry(event, event_row(event))])
+        mine = store.epochs[-1][1]
+
+        def fails(_: Store) -> None:
+            raise OSError("the disk is gone")
+
+        def settles(store: Store) -> None:
+            store.settle(mine, 1, 1)
+            store.new_epoch(7, "x")
+
+        with pytest.raises(OSError, match="gone"):
+            store.write([Act(settles), Act(fails)])
+        assert (store.acknowledged, store.epochs) == (0, ((1, mine),))
+        store.write([Act(settles)])
+        assert (store.acknowledged, store.epochs) == (1, ((1, mine), (2, 7)))
+        assert rows(tmp_path, "SELECT value FROM meta WHERE key = 'acknowledged'") == [(1,)]
+    finally:
+        store.close()
 
 
 # --- against a plain list ---------------------------------------------------------------------------
