@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, and_, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, insert, or_, select, update
 
 from gateway.cache.records import parse
 from gateway.central import schema
@@ -22,6 +22,7 @@ NOTED_AGAIN_AFTER = 60 * SECOND
 COUNTED = ("taken", "assumed", "forced")
 _conflict, _event, _record = schema.conflict.c, schema.event.c, schema.record.c
 _change, _counter = schema.change.c, schema.counter.c
+_NOTED = select(_conflict.subject).where(_conflict.subject.in_(bindparam("subjects", expanding=True)))
 
 
 def numbers(turn: Turn, name: str, count: int) -> int:
@@ -33,26 +34,42 @@ def numbers(turn: Turn, name: str, count: int) -> int:
     return last - count + 1
 
 
-def note(
-    turn: Turn, kind: str, subject: str, at: int, venue: str, gateways: list[str], detail: Mapping[str, Any]
-) -> None:
-    """Once for each subject."""
-    there = select(_conflict.number).where(_conflict.subject == subject)
-    if turn.conn.execute(there).first() is not None:
+@dataclass(slots=True, frozen=True)
+class Noted:
+    """A conflict to be written down, once for each ``subject``."""
+
+    kind: str
+    subject: str
+    at: int
+    gateways: list[str]
+    detail: Mapping[str, Any]
+
+
+def note(turn: Turn, venue: str, found: Iterable[Noted]) -> None:
+    """Writes down those that are new."""
+    new = {each.subject: each for each in found}
+    subjects = list(new)
+    for start in range(0, len(subjects), 500):
+        part = subjects[start : start + 500]
+        for subject in turn.conn.execute(_NOTED, {"subjects": part}).scalars():
+            del new[subject]
+    if not new:
         return
+    first = numbers(turn, "conflict", len(new))
     turn.conn.execute(
         insert(schema.conflict),
         [
             {
-                "number": numbers(turn, "conflict", 1),
-                "kind": kind,
-                "subject": subject,
-                "at": at,
+                "number": number,
+                "kind": each.kind,
+                "subject": each.subject,
+                "at": each.at,
                 "venue": venue,
-                "gateways": orjson.dumps(gateways).decode(),
-                "detail": orjson.dumps(detail).decode(),
+                "gateways": orjson.dumps(each.gateways).decode(),
+                "detail": orjson.dumps(each.detail).decode(),
                 "noted_at": turn.now,
             }
+            for number, each in enumerate(new.values(), first)
         ],
     )
 
@@ -69,7 +86,7 @@ def note_instance(log: Log, venue: str, gateway: str, machine: str, why: str) ->
             turn.conn.execute(update(schema.conflict).where(_conflict.subject == subject).values(at=turn.now))
         else:
             detail = {"why": why, "machine": machine[:12]}
-            note(turn, "instance", subject, turn.now, venue, [gateway], detail)
+            note(turn, venue, [Noted("instance", subject, turn.now, [gateway], detail)])
 
 
 def listed(conn: Connection, since: int, limit: int) -> list[Conflict]:
@@ -195,6 +212,7 @@ def _note_of(
             cleared.append((row.at, row.from_area))
         else:
             of_person[row.person].append(Move(*row[:4], row.from_area or OUTSIDE, row.to_area))
+    found = []
     for person, moves in of_person.items():
         for area, first, second in double_entries(moves, within, calendar):
             if any(first.at < at <= second.at and empty in _chain(area, within) for at, empty in cleared):
@@ -211,7 +229,8 @@ def _note_of(
                 ],
             }
             gateways = [first.gateway, second.gateway]
-            note(turn, "passback", subject, second.at, venue, gateways, detail)
+            found.append(Noted("passback", subject, second.at, gateways, detail))
+    note(turn, venue, found)
 
 
 def _venue(conn: Connection, venue: str) -> tuple[Calendar, dict[str, str | None]]:

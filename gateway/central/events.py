@@ -7,7 +7,6 @@ once when it has been offline.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -18,17 +17,12 @@ from gateway.central import conflicts, feed, schema, usage
 from gateway.central.facts import StoredEvent, Taken
 from gateway.central.faults import NotFound
 from gateway.central.log import Turn
+from gateway.central.movements import HAVE, Arrival, look_for_double_entries, moved_by, rows_of, text
 from gateway.sync.protocol import MAX_RECORD, ProtocolError, instant
 
 _event, _epoch, _gateway = schema.event.c, schema.epoch.c, schema.gateway.c
-_AT_ONCE = 500
 _NEW = insert(schema.event)
 _KNOWN = select(_event.seq, _event.digest).where(
-    _event.gateway == bindparam("gateway"),
-    _event.epoch == bindparam("epoch"),
-    _event.seq.in_(bindparam("seqs", expanding=True)),
-)
-_MADE = select(_event.seq, _event.passage, _event.kind, _event.body).where(
     _event.gateway == bindparam("gateway"),
     _event.epoch == bindparam("epoch"),
     _event.seq.in_(bindparam("seqs", expanding=True)),
@@ -41,23 +35,10 @@ _SETTLE = (
 _MEND = delete(schema.event).where(
     _event.gateway == bindparam("g"), _event.epoch == bindparam("e"), _event.seq == bindparam("s")
 )
-_HAVE = select(_epoch.epoch, _epoch.last_seq, _epoch.number).where(_epoch.gateway == bindparam("gateway"))
 
 
 class _Bad(Exception):
     """Why an event is refused."""
-
-
-@dataclass(slots=True)
-class _Arrival:
-    """An event of a batch that is in order."""
-
-    epoch: int
-    seq: int
-    digest: str | None
-    at: int | None
-    event: dict[str, Any]
-    body: str
 
 
 def take(turn: Turn, gateway: str, events: Sequence[Any]) -> Taken:
@@ -69,7 +50,7 @@ def take(turn: Turn, gateway: str, events: Sequence[Any]) -> Taken:
     arrivals, refused = _read(gateway, events)
     known = _known(conn, gateway, arrivals)
     acknowledged: list[tuple[int, int, int]] = []
-    fresh: dict[tuple[int, int], _Arrival] = {}
+    fresh: dict[tuple[int, int], Arrival] = {}
     mended = []
     conflict = None
     for each in arrivals:
@@ -95,11 +76,11 @@ def take(turn: Turn, gateway: str, events: Sequence[Any]) -> Taken:
     if conflict is not None:
         subject = f"epoch {gateway} {conflict[0]} {conflict[1]}"
         detail = {"epoch": conflict[0], "seq": conflict[1]}
-        conflicts.note(turn, "epoch", subject, turn.now, venue, [gateway], detail)
+        conflicts.note(turn, venue, [conflicts.Noted("epoch", subject, turn.now, [gateway], detail)])
     return Taken(acknowledged, refused, conflict)
 
 
-def _read(gateway: str, events: Sequence[Any]) -> tuple[list[_Arrival], list[tuple[int, int, str]]]:
+def _read(gateway: str, events: Sequence[Any]) -> tuple[list[Arrival], list[tuple[int, int, str]]]:
     arrivals, refused = [], []
     for event in events:
         try:
@@ -114,7 +95,7 @@ def _number(value: object) -> int | None:
     return value if type(value) is int and 0 <= value < 1 << 63 else None
 
 
-def _arrival(gateway: str, event: Any) -> _Arrival:
+def _arrival(gateway: str, event: Any) -> Arrival:
     """An event that can be kept. Raises _Bad."""
     if not isinstance(event, dict):
         raise _Bad("is not an object")
@@ -133,17 +114,17 @@ def _arrival(gateway: str, event: Any) -> _Arrival:
         raise _Bad(f"must be at most {MAX_RECORD} bytes, is {len(body)}")
     digest = event.get("digest")
     if digest is None and event.get("damaged") is True:
-        return _Arrival(epoch, seq, None, None, event, body.decode())
+        return Arrival(epoch, seq, None, None, event, body.decode())
     if not isinstance(digest, str) or not 0 < len(digest) <= 128 or "\0" in digest:
         raise _Bad("digest: must be a text of 1 to 128 characters, or null with damaged")
     try:
         at = instant(event, "at")
     except ProtocolError as error:
         raise _Bad(str(error)) from None
-    return _Arrival(epoch, seq, digest, at, event, body.decode())
+    return Arrival(epoch, seq, digest, at, event, body.decode())
 
 
-def _known(conn: Connection, gateway: str, arrivals: Iterable[_Arrival]) -> dict[tuple[int, int], str | None]:
+def _known(conn: Connection, gateway: str, arrivals: Iterable[Arrival]) -> dict[tuple[int, int], str | None]:
     """Digests of those that are stored already."""
     seqs: dict[int, list[int]] = {}
     for each in arrivals:
@@ -151,17 +132,11 @@ def _known(conn: Connection, gateway: str, arrivals: Iterable[_Arrival]) -> dict
     return {
         (epoch, row.seq): row.digest
         for epoch, wanted in seqs.items()
-        for row in _rows(conn, _KNOWN, gateway, epoch, wanted)
+        for row in rows_of(conn, _KNOWN, gateway, epoch, wanted)
     }
 
 
-def _rows(conn: Connection, statement: Any, gateway: str, epoch: int, seqs: Sequence[int]) -> Iterable[Any]:
-    for start in range(0, len(seqs), _AT_ONCE):
-        part = seqs[start : start + _AT_ONCE]
-        yield from conn.execute(statement, {"gateway": gateway, "epoch": epoch, "seqs": part})
-
-
-def _acknowledge(ranges: list[tuple[int, int, int]], each: _Arrival) -> None:
+def _acknowledge(ranges: list[tuple[int, int, int]], each: Arrival) -> None:
     if ranges:
         epoch, first, last = ranges[-1]
         if epoch == each.epoch and each.seq in (last, last + 1):
@@ -173,9 +148,9 @@ def _acknowledge(ranges: list[tuple[int, int, int]], each: _Arrival) -> None:
 # --- storing ---------------------------------------------------------------------------------------------
 
 
-def _store(turn: Turn, venue: str, gateway: str, fresh: list[_Arrival]) -> None:
+def _store(turn: Turn, venue: str, gateway: str, fresh: list[Arrival]) -> None:
     conn = turn.conn
-    movements = _move(conn, gateway, fresh)
+    movements = moved_by(conn, gateway, fresh)
     number = conflicts.numbers(turn, "event", len(fresh))
     rows = []
     for place, each in enumerate(fresh):
@@ -197,7 +172,7 @@ def _store(turn: Turn, venue: str, gateway: str, fresh: list[_Arrival]) -> None:
         conn.execute(_SETTLE, settled)
     if told:
         feed.own_rows(turn, venue, told)
-        _look_for_double_entries(turn, venue, gateway, movements.values())
+        look_for_double_entries(turn, venue, gateway, movements.values())
 
 
 def _is_usage(record: dict[str, Any]) -> bool:
@@ -209,10 +184,10 @@ def _is_usage(record: dict[str, Any]) -> bool:
 
 
 def _row(
-    turn: Turn, venue: str, gateway: str, number: int, each: _Arrival, movement: usage.Movement | None
+    turn: Turn, venue: str, gateway: str, number: int, each: Arrival, movement: usage.Movement | None
 ) -> dict[str, Any]:
     event = each.event if each.digest is not None else {}
-    holder, credential = _text(event, "holder"), _text(event, "credential")
+    holder, credential = text(event, "holder"), text(event, "credential")
     guest = event.get("guest")
     return {
         "gateway": gateway,
@@ -222,23 +197,18 @@ def _row(
         "number": number,
         "venue": venue,
         "at": each.at,
-        "kind": _text(event, "kind"),
-        "verdict": _text(event, "verdict"),
-        "point": _text(event, "point"),
+        "kind": text(event, "kind"),
+        "verdict": text(event, "verdict"),
+        "point": text(event, "point"),
         "credential": credential,
         "person": holder or (None if credential is None else f"card:{credential}"),
         "passage": None if movement is None else movement.passage,
-        "from_area": _text(event, "from"),
-        "to_area": _text(event, "to"),
+        "from_area": text(event, "from"),
+        "to_area": text(event, "to"),
         "guest": guest if type(guest) is int and 0 <= guest < 1 << 31 else 0,
         "received_at": turn.now,
         "body": each.body,
     }
-
-
-def _text(event: dict[str, Any], name: str) -> str | None:
-    value = event.get(name)
-    return value if isinstance(value, str) and len(value) <= 512 and "\0" not in value else None
 
 
 def _note_epochs(conn: Connection, gateway: str, rows: Sequence[dict[str, Any]]) -> None:
@@ -247,7 +217,7 @@ def _note_epochs(conn: Connection, gateway: str, rows: Sequence[dict[str, Any]])
     for row in rows:
         last[row["epoch"]] = max(last.get(row["epoch"], 0), row["seq"])
         first.setdefault(row["epoch"], row["number"])
-    there = {row.epoch: row.last_seq for row in conn.execute(_HAVE, {"gateway": gateway})}
+    there = {row.epoch: row.last_seq for row in conn.execute(HAVE, {"gateway": gateway})}
     for epoch, seq in last.items():
         if epoch not in there:
             new = {"gateway": gateway, "epoch": epoch, "last_seq": seq, "number": first[epoch]}
@@ -260,100 +230,12 @@ def _note_epochs(conn: Connection, gateway: str, rows: Sequence[dict[str, Any]])
             )
 
 
-# --- movements -------------------------------------------------------------------------------------------
-
-
-def _move(conn: Connection, gateway: str, fresh: list[_Arrival]) -> dict[tuple[int, int], usage.Movement]:
-    """The movements that these events make or settle, as they stand after them, by (epoch, seq)."""
-    here = {(each.epoch, each.seq) for each in fresh if each.digest is not None}
-    asked: dict[int, set[int]] = {}
-    outcomes = {}
-    for each in fresh:
-        if each.digest is not None and (outcome := usage.settled(each.event)) is not None:
-            outcomes[each.epoch, each.seq] = outcome
-            if (each.epoch, outcome[0]) not in here:
-                asked.setdefault(each.epoch, set()).add(outcome[0])
-    found = _stored(conn, gateway, asked) if asked else {}
-    movements: dict[tuple[int, int], usage.Movement] = {}
-    for each in fresh:
-        key = each.epoch, each.seq
-        if each.digest is None:
-            continue
-        state = usage.made(each.event)
-        if state is not None:
-            movements[key] = usage.Movement(gateway, *key, each.event, state)
-        outcome = outcomes.get(key)
-        if outcome is None:
-            continue
-        of, state = outcome
-        place = each.epoch, of
-        if place in found:
-            movement = found[place]
-            if movement is not None:  # else it named an event that moved nobody
-                movements[movement.epoch, movement.seq] = movement
-                movement.passage = state
-        elif place in movements:
-            movements[place].passage = state
-        elif place not in here:
-            # The event that made it is not here (set aside, or damaged): this one says nearly the same.
-            before = None if each.event.get("kind") == "passage" else "taken"
-            movements[place] = usage.Movement(gateway, *place, each.event, state, before)
-    return movements
-
-
-def _stored(
-    conn: Connection, gateway: str, asked: dict[int, set[int]]
-) -> dict[tuple[int, int], usage.Movement | None]:
-    """Of (epoch, number) asked: the movement that the stored event makes (None: it makes none), in that epoch
-    or else in the newest other one that has the number."""
-    found: dict[tuple[int, int], usage.Movement | None] = {}
-    epochs = sorted(conn.execute(_HAVE, {"gateway": gateway}), key=lambda row: -row.number)
-    for epoch, seqs in asked.items():
-        missing = set(seqs)
-        for place in (epoch, *(row.epoch for row in epochs if row.epoch != epoch)):
-            if not missing:
-                break
-            for row in _rows(conn, _MADE, gateway, place, sorted(missing)):
-                if row.kind is None:
-                    continue  # damaged
-                missing.discard(row.seq)
-                found[epoch, row.seq] = (
-                    None
-                    if row.passage is None
-                    else usage.Movement(
-                        gateway, place, row.seq, orjson.loads(row.body), row.passage, row.passage, stored=True
-                    )
-                )
-    return found
-
-
-def _look_for_double_entries(
-    turn: Turn, venue: str, gateway: str, movements: Iterable[usage.Movement]
-) -> None:
-    others = select(_gateway.id).where(_gateway.venue == venue, _gateway.id != gateway).limit(1)
-    if turn.conn.execute(others).first() is None:
-        return
-    moved: dict[str, tuple[int, int]] = {}
-    for movement in movements:
-        event = movement.event
-        if not movement.counts or event.get("guest"):
-            continue
-        holder, credential = _text(event, "holder"), _text(event, "credential")
-        person = holder or (None if credential is None else f"card:{credential}")
-        if person is not None:
-            at = instant(event, "at")
-            first, last = moved.get(person, (at, at))
-            moved[person] = min(first, at), max(last, at)
-    if moved:
-        conflicts.note_double_entries(turn, venue, gateway, moved)
-
-
 # --- reading ---------------------------------------------------------------------------------------------
 
 
 def have(conn: Connection, gateway: str) -> dict[int, int]:
     """The highest number of each epoch."""
-    return {row.epoch: row.last_seq for row in conn.execute(_HAVE, {"gateway": gateway})}
+    return {row.epoch: row.last_seq for row in conn.execute(HAVE, {"gateway": gateway})}
 
 
 def listed(

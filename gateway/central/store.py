@@ -7,7 +7,6 @@ microseconds since 1970. See docs/protocol.md for what gateways see of it.
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -17,7 +16,18 @@ from typing import Any
 from sqlalchemy import insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from gateway.central import admins, conflicts, events, feed, files, records, schema, snapshots
+from gateway.central import (
+    admins,
+    conflicts,
+    events,
+    feed,
+    files,
+    records,
+    removal,
+    schema,
+    snapshots,
+    writing,
+)
 from gateway.central.database import Database
 from gateway.central.facts import (
     Conflict,
@@ -69,27 +79,27 @@ class Store:
 
         Raises StoreUnusable.
         """
+        db = None
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             directory.chmod(0o700)
-            secret = _secret(directory / SECRET)
-            previous = os.umask(0o077)  # SQLite makes files of its own
-            try:
-                db = Database(url or f"sqlite:///{directory / DATABASE}")
-                store = cls(directory, db, secret, clock)
-                if serve:
-                    db.migrate()
-                    store._begin()
-                store.keys.load()
-            finally:
-                os.umask(previous)
-        except OSError as error:
-            raise StoreUnusable(
-                f"{error.filename or directory}: {error.strerror}; check that the directory exists, and that "
-                "it and all that is in it belongs to the user that the central runs as"
-            ) from error
-        except SQLAlchemyError as error:
-            raise StoreUnusable(f"{db.where} cannot be used: {error}") from error
+            db = Database(url or f"sqlite:///{directory / DATABASE}")
+            store = cls(directory, db, _secret(directory / SECRET), clock)
+            if serve:
+                db.migrate()
+                store._begin()
+            store.keys.load()
+        except (OSError, SQLAlchemyError, StoreUnusable) as error:
+            if db is not None:
+                db.close()
+            if isinstance(error, StoreUnusable):
+                raise
+            if isinstance(error, OSError):
+                raise StoreUnusable(
+                    f"{error.filename or directory}: {error.strerror}; check that the directory exists, and "
+                    "that it and all that is in it belongs to the user that the central runs as"
+                ) from error
+            raise StoreUnusable(f"{db.where if db else url} cannot be used: {error}") from error
         return store
 
     def _begin(self) -> None:
@@ -158,7 +168,7 @@ class Store:
     ) -> Put:
         """Puts records (or lines of NDJSON) in order, in one transaction: all, or none where one is bad,
         unless ``skip_bad``. One that is already as given makes no change. Raises NotFound."""
-        return records.put(self._log, venue, given, by, skip_bad=skip_bad)
+        return writing.put(self._log, venue, given, by, skip_bad=skip_bad)
 
     def delete(self, venue: str, kind: str, id_: str, by: str) -> None:
         """Takes a record out of a venue's view, out of the last one: for good. With a holder go its
@@ -169,7 +179,7 @@ class Store:
             self._log.venue(turn.conn, venue)
             if kind not in records.KINDS or not records.is_seen(turn.conn, venue, kind, id_):
                 raise NotFound(f"the venue {venue} has no {kind} {id_}")
-            records.remove(turn, venue, kind, id_, by)
+            removal.remove(turn, venue, kind, id_, by)
 
     def get(self, kind: str, id_: str) -> dict[str, Any]:
         """A record as it is. The id of a venue's own record is the venue's. Raises NotFound."""
@@ -201,7 +211,7 @@ class Store:
 
     def _edit(self, kind: str, id_: str, by: str, **fields: Any) -> None:
         with self._log.turn() as turn:
-            records.edit(turn, kind, id_, fields, by)
+            writing.edit(turn, kind, id_, fields, by)
 
     def revoke(self, credential: str, state: str, by: str) -> None:
         """``lost``, ``revoked``, ``replaced``, or ``active`` again. Raises NotFound and Refused."""
@@ -210,7 +220,7 @@ class Store:
     def replace(self, credential: str, new_id: str, new_code: str, by: str) -> None:
         """A new card for the same entitlements; the old one is refused. Raises NotFound and Refused."""
         with self._log.turn() as turn:
-            records.replace(turn, credential, new_id, new_code, by)
+            writing.replace(turn, credential, new_id, new_code, by)
 
     def renew(self, entitlement: str, valid_until: str | None, by: str) -> None:
         """A date or an instant; None: without an end. Raises NotFound and Refused."""
@@ -232,7 +242,7 @@ class Store:
         """Raises NotFound, also where there is no such product."""
         with self._log.turn() as turn:
             records.body_of(turn.conn, "product", product)
-            records.edit(turn, "entitlement", entitlement, {"product": product}, by)
+            writing.edit(turn, "entitlement", entitlement, {"product": product}, by)
 
     # --- the log -----------------------------------------------------------------------------------------
 
