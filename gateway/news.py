@@ -88,8 +88,16 @@ class News:
             d.wipe()
         if d.set_aside:
             trust.pinned.want_snapshot = True
+        self._pass_over_what_is_not_owed()
         if trust.pinned.new_epoch:
             self._draw_epoch("the gateway was enrolled", d.ledger.last_seq)
+
+    def _pass_over_what_is_not_owed(self) -> None:
+        """Events that were another central's are never sent; they must not hold up the mark either."""
+        ledger, last = self._d.ledger, self._need().pinned.owed_from - 1
+        epoch = ledger.epoch_of(last)
+        if last > ledger.acknowledged and epoch is not None:
+            ledger.acknowledge(epoch, last)
 
     @property
     def enrolled(self) -> bool:
@@ -679,6 +687,7 @@ class News:
         self.fresh_at = self._heard_at = self._quick_at = self._forget = None
         self._forget_known = False
         self._acknowledged_at = self._retry_at = self._retries = 0
+        self._pass_over_what_is_not_owed()
         self._draw_epoch("the gateway was enrolled", d.ledger.last_seq)
         self._log.info("joined a central", url=pinned.url, venue=pinned.venue)
         done = asyncio.Event()
