@@ -273,9 +273,15 @@ class Central:
     async def _pieces(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         _plain(response)
         received = self._counts.received.labels("snapshot")
-        async for piece in response.content.iter_chunked(PIECE):
-            received.inc(len(piece))
-            yield piece
+        try:
+            async for piece in response.content.iter_chunked(PIECE):
+                received.inc(len(piece))
+                yield piece
+        except (aiohttp.ClientError, TimeoutError):
+            for piece in _unread(response):
+                received.inc(len(piece))
+                yield piece
+            raise
 
     # --- one request ---------------------------------------------------------------------------------------
 
@@ -383,6 +389,14 @@ def no_answer(error: Exception) -> NoAnswer:
 def _plain(response: aiohttp.ClientResponse) -> None:
     if response.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
         raise NoAnswer("encoded", "the answer is encoded, which nobody asked for")
+
+
+def _unread(response: aiohttp.ClientResponse) -> Iterator[bytes]:
+    """What came before the connection broke and was not read yet. aiohttp keeps it (up to 128 KiB) and has no
+    public way to it; without it, a line that breaks after every few kilobytes would never bring a file."""
+    read = getattr(response.content, "_read_nowait", None)
+    while read is not None and (piece := read(PIECE)):
+        yield piece
 
 
 async def _bounded(response: aiohttp.ClientResponse, most: int) -> bytes:

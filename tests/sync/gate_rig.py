@@ -144,7 +144,8 @@ class GateRig:
             raise CallError("refused", "sha256: not what was signed")
         self.files.append(content)
         self.want = None
-        self.cursor = protocol.decode(manifest, protocol.JSON)["cursor"]
+        if self.cursor is None:
+            self.cursor = protocol.decode(manifest, protocol.JSON)["cursor"]
         yield {"generation": len(self.files), "state": "in_use"}
 
     def outbox(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
