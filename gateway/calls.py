@@ -103,6 +103,7 @@ class Calls:
             else {
                 "generation": snapshot.generation,
                 "cursor": snapshot.cursor,
+                "position": snapshot.position,
                 "age_s": (d.snapshot_age(now) or 0) // 1_000_000,
                 "counts": asdict(snapshot.counts()),
                 "stale": gate.stale,
