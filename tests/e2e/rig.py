@@ -62,12 +62,15 @@ class Zygote:
     """The prepared process. ``wrap`` goes before its command line, as ``unshare -m``."""
 
     def __init__(self, *wrap: str) -> None:
-        self._process = subprocess.Popen(
-            [*wrap, sys.executable, "-m", "tests.e2e.zygote"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=ROOT,
-        )
+        self._way, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [*wrap, sys.executable, "-m", "tests.e2e.zygote", str(theirs.fileno())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                cwd=ROOT,
+                pass_fds=[theirs.fileno()],
+            )
 
     @property
     def pid(self) -> int:
@@ -82,9 +85,17 @@ class Zygote:
         assert line, "the process that tests fork from is gone; see its stderr"
         return json.loads(line)
 
+    def connect(self, host: str, port: int) -> socket.socket:
+        """A TCP connection from where the process is, which may be another network than ours. Raises OSError."""
+        if error := self.ask("connect", host=host, port=port):
+            raise ConnectionError(error)
+        _, (fd,), _, _ = socket.recv_fds(self._way, 1, 1)
+        return socket.socket(fileno=fd)
+
     def close(self) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        self._way.close()
         with contextlib.suppress(BrokenPipeError):  # it is gone already
             self._process.stdin.close()
         self._process.wait(WAIT)
@@ -328,6 +339,8 @@ class Site:
         self.lanes = [self._lane(dict(lane)) for lane in lanes]
         self.points = [{"from": "outside", "to": "hall", **point} for point in points]
         self.readers = [self._reader(dict(reader)) for reader in readers]
+        self.sections: dict[str, Json] = {}
+        """Further tables of the configuration, as [central]."""
         self.config = folder / "gateway.toml"
         self.write()
         self.forks: list[Fork] = []
@@ -351,7 +364,9 @@ class Site:
 
     def write(self) -> None:
         """Write the configuration."""
-        text = "[gateway]\n" + "".join(f"{k} = {toml(v)}\n" for k, v in self.gateway.items())
+        text = ""
+        for section, keys in {"gateway": self.gateway, **self.sections}.items():
+            text += f"\n[{section}]\n" + "".join(f"{k} = {toml(v)}\n" for k, v in keys.items())
         for kind, tables in (("lane", self.lanes), ("point", self.points), ("reader", self.readers)):
             for table in tables:
                 text += f"\n[[{kind}]]\n" + "".join(f"{k} = {toml(v)}\n" for k, v in table.items())

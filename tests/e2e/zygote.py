@@ -13,15 +13,19 @@ import gc
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import traceback
 from typing import Any
 
+import gateway.central.run
 import gateway.cli
+import gateway.courier
 import gateway.daemon
 import gateway.demo
 import gateway.doctor
+import gateway.enrolment
 import gateway.turnstile.serialrelay
 
 _PR_SET_PDEATHSIG = 1
@@ -50,8 +54,19 @@ def _child(arguments: list[str], files: list[str], environment: dict[str, str], 
     return status
 
 
+def _connect(way: socket.socket, host: str, port: int) -> str | None:
+    """Connect from where this process is, and hand the connection over; what went wrong."""
+    try:
+        with socket.create_connection((host, port), 10) as made:
+            socket.send_fds(way, [b"c"], [made.fileno()])
+    except OSError as error:
+        return str(error)
+    return None
+
+
 def main() -> None:
-    """Serve until the end of input."""
+    """Serve until the end of input. The argument is the fd of a socket that connections are handed over by."""
+    way = socket.socket(fileno=int(sys.argv[1]))
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     assert len(os.listdir("/proc/self/task")) == 1, "a fork of a process with threads may hang"
@@ -71,6 +86,8 @@ def main() -> None:
             case "run":
                 done = subprocess.run(request["command"], capture_output=True, text=True, check=False)
                 answer = [done.returncode, done.stdout + done.stderr]
+            case "connect":
+                answer = _connect(way, **request)
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
