@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway import __version__
 from gateway.central import officecalls, recordcalls
@@ -23,6 +24,13 @@ async def health(ask: Ask) -> web.Response:
     """Whether the central can serve: its store answers."""
     await ask.db(ask.central.store.venues)
     return answered({"ok": True, "version": __version__, "gateways_connected": ask.central.connected()})
+
+
+async def metrics(ask: Ask) -> web.Response:
+    """For Prometheus."""
+    return web.Response(
+        body=generate_latest(ask.central.tally.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+    )
 
 
 async def openapi(ask: Ask) -> web.Response:
@@ -46,7 +54,7 @@ _DOCUMENT = orjson.dumps(document(OPERATIONS))
 
 
 def routes(central: Central) -> list[web.RouteDef]:
-    """Every operation under /admin/v1, and /health for those who look from outside."""
+    """Every operation under /admin/v1, and what is asked for from outside: /health and /metrics."""
     failures = Failures(20, 60)
     made = [
         web.route(
@@ -59,8 +67,11 @@ def routes(central: Central) -> list[web.RouteDef]:
         else web.route(operation.method, PREFIX + operation.path, _guarded(central, operation, failures))
         for operation in OPERATIONS
     ]
-    plain = Operation("GET", "/health", None, health, "")
-    return [*made, web.get("/health", _guarded(central, plain, failures))]
+    outside = (
+        Operation("GET", "/health", None, health, "Whether the central can serve"),
+        Operation("GET", "/metrics", "read", metrics, "What the central counts"),
+    )
+    return made + [web.get(each.path, _guarded(central, each, failures)) for each in outside]
 
 
 def _guarded(central: Central, operation: Operation, failures: Failures) -> Handler:
@@ -92,10 +103,10 @@ async def _who(central: Central, request: web.Request, failures: Failures) -> tu
     token, address = http.bearer(request), central.remote(request)
     if not token:
         raise Refusal(401, "bad_token", "say Authorization: Bearer and an admin token")
-    if seconds := failures.wait(address):
-        raise Refusal(429, "too_many", "too many bad tokens from this address", retry_after=seconds)
     found = await central.db(central.store.who, token)
     if found is None:
+        if seconds := failures.wait(address):
+            raise Refusal(429, "too_many", "too many bad tokens from this address", retry_after=seconds)
         failures.add(address)
         raise Refusal(401, "bad_token", "this central has no such admin token")
     return found

@@ -20,7 +20,7 @@ import orjson
 _WAITING = 4
 """Polls of one gateway that may wait at a time. One is usual, more are left over from cut connections, or are
 a cloned card; with too many, the oldest is answered."""
-Key = tuple[str | None, str, tuple[str, ...]]
+Key = tuple[str | None, str, tuple[str, ...] | None]
 """For whom (None: for all), from which cursor, and who knows which keys."""
 _CURSORS = 1000
 """Cursors of a venue whose pages are kept. Gateways that keep up share one."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import IO, Any
+from collections.abc import Callable
+from typing import Any
 
 import orjson
 from aiohttp import web
@@ -16,6 +15,7 @@ from gateway.central import web as http
 from gateway.central.desk import Ask, stream
 from gateway.central.facts import Put
 from gateway.central.faults import NotFound
+from gateway.central.loading import load
 from gateway.central.openapi import (
     INSTANT,
     NDJSON,
@@ -28,14 +28,12 @@ from gateway.central.openapi import (
     whole,
     word,
 )
-from gateway.central.store import Store
 from gateway.central.web import Refusal, answered
 from gateway.sync import protocol
 from gateway.sync.protocol import ProtocolError
 
 _MAX_LOAD = 4 << 30
 """Bytes of one load: some twenty million records."""
-_MAX_LINE = 2 * protocol.MAX_RECORD
 
 _FAULT = thing(
     line=whole(),
@@ -100,26 +98,13 @@ async def load_records(ask: Ask) -> web.Response:
         raise ProtocolError("skip_bad: must be 0 or 1")
     if ask.request.content_type not in (NDJSON, "application/json"):
         raise Refusal(415, "bad_request", f"send {NDJSON}, a record a line")
-    with tempfile.NamedTemporaryFile(dir=ask.central.store.directory, prefix="load.") as file:
-        path = Path(file.name)
-        await http.spooled(ask.request, path, _MAX_LOAD)
-        put = await ask.db(
-            _load, ask.central.store, ask.part("venue"), path, ask.by, skip_bad=skip_bad == "1"
+    with tempfile.TemporaryFile(dir=ask.central.store.directory) as file:
+        await http.spooled(ask.request, file, _MAX_LOAD)
+        file.seek(0)
+        put = await load(
+            ask.central.db, ask.central.store, file, ask.part("venue"), ask.by, skip_bad=skip_bad == "1"
         )
     return _stored(put, skip_bad=skip_bad == "1")
-
-
-def _load(store: Store, venue: str, path: Path, by: str, *, skip_bad: bool) -> Put:
-    with path.open("rb") as file:
-        return store.put(venue, _lines(file), by, skip_bad=skip_bad)
-
-
-def _lines(file: IO[bytes]) -> Iterator[bytes]:
-    """The lines; of one that is far too long for a record only the beginning, which is none."""
-    while line := file.readline(_MAX_LINE):
-        yield line
-        while len(line) == _MAX_LINE and not line.endswith(b"\n"):
-            line = file.readline(_MAX_LINE)
 
 
 def _stored(put: Put, *, skip_bad: bool) -> web.Response:

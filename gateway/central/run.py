@@ -16,12 +16,14 @@ import os
 import signal
 import ssl
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import structlog
 from aiohttp import web
+from sqlalchemy.exc import SQLAlchemyError
 
 from gateway import __version__
 from gateway import log as gateway_log
@@ -30,7 +32,7 @@ from gateway.central.faults import CentralError
 from gateway.central.server import Central
 from gateway.central.store import Store
 from gateway.central.web import guard
-from gateway.host import notify
+from gateway.host import notify, wall
 
 ADDRESS = "address"
 """The file in the folder with the URL under which the central listens, for those who start it on port 0."""
@@ -38,6 +40,7 @@ _KEEP_ALIVE_S = 75
 """A connection without a request; longer than a poll waits, so that a gateway keeps its own."""
 _STOP_S = 5
 _TEND_S = 60
+_COMPACT_S = 24 * 3600
 
 
 class Unservable(Exception):
@@ -99,11 +102,12 @@ async def running(
     database: str | None = None,
     behind_proxy: bool = False,
     log: structlog.typing.FilteringBoundLogger,
+    clock: Callable[[], int] = wall,
 ) -> AsyncIterator[str]:
     """A central that serves while the block lasts; gives its URL. Raises CentralError and Unservable."""
     lock = _lock(directory)
     try:
-        store = await asyncio.to_thread(Store.open, directory, database)
+        store = await asyncio.to_thread(Store.open, directory, database, clock=clock)
         central = Central(store, log=log, database=database, behind_proxy=behind_proxy)
         runner = web.AppRunner(
             application(central),
@@ -148,10 +152,17 @@ def application(central: Central) -> web.Application:
 
 
 async def _tend(central: Central) -> None:
-    """What is due from time to time: the log is kept short, what is only in memory is written."""
+    """The service manager hears of us; once a day what is kept for a time alone is removed."""
+    due = 0.0
     while True:
         notify("WATCHDOG=1")
         await asyncio.sleep(_TEND_S)
+        if time.monotonic() >= due:
+            due = time.monotonic() + _COMPACT_S
+            try:
+                await central.db(central.store.compact)
+            except SQLAlchemyError as error:
+                central.log.error("the log could not be compacted", error=type(error).__name__)
 
 
 def _url(runner: web.AppRunner, host: str, context: ssl.SSLContext | None) -> str:

@@ -30,7 +30,6 @@ from gateway.central.faults import EnrolError, TokenError
 from gateway.central.polls import Page, Polls
 from gateway.central.store import Store
 from gateway.central.web import Failures, Refusal, Tally
-from gateway.host import wall
 from gateway.sync import protocol
 from gateway.sync.protocol import ProtocolError
 
@@ -41,6 +40,8 @@ _MAX_CONDITION = 4096
 _SESSION_S = 60
 """After so long a token is looked up in the store again, and a condition with nothing new is written down."""
 _MOST_KEYS = 16
+Known = tuple[str, ...] | None
+"""The keys that a gateway names; None where it names none at all, and so is not told which there are."""
 _RECORDS: bytes = msgpack.packb("records")
 _STREAMS = 3
 """Long answers of the admin API at a time: each holds a connection to the database."""
@@ -53,8 +54,8 @@ class Session:
     key: bytes
     gateway: str
     venue: str
-    revoked: bool
-    looked_up: float
+    revoked: bool = False
+    looked_up: float = 0.0
     condition: bytes = b""
     """What of its condition was written down and matters."""
     noted: float = float("-inf")
@@ -79,13 +80,14 @@ class Central:
         self.store = store
         self.log = log
         self.polls = Polls()
-        self.tally = Tally()
+        self.tally = Tally(self.connected)
         self.downloads = Downloads(store, database, self.db, log)
         self._behind_proxy = behind_proxy
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._sessions: dict[bytes, Session] = {}
         self._session_of: dict[str, bytes] = {}
         self._have: dict[str, dict[str, int]] = {}
+        self._told = 0
         self._taking = threading.local()
         self.streams = asyncio.Semaphore(_STREAMS)
         self._bad_tokens = Failures(20, 60)
@@ -117,6 +119,7 @@ class Central:
             self.polls.moved(venue, but=by)
         else:
             # A command for it, or its token or right to be here has changed: look it up again.
+            self._told += 1
             self._sessions.pop(self._session_of.pop(only, b""), None)
             self.polls.moved(venue, only=only)
 
@@ -138,27 +141,35 @@ class Central:
             raise Refusal(400, "bad_request", "Gateway-Machine: must be 64 hex digits")
         key = hashlib.sha256(f"{machine} {token}".encode()).digest()
         session = self._sessions.get(key)
-        now = time.monotonic()
-        if session is not None and now - session.looked_up < _SESSION_S:
-            session.heard = now
-            return session
-        who = self.remote(request)
-        if session is None and (seconds := self._bad_tokens.wait(who)):
-            raise Refusal(429, "too_many", "too many bad tokens from this address", retry_after=seconds)
-        try:
-            row = await self.db(self._look_up, token, machine)
-        except TokenError as error:
-            self._bad_tokens.add(who)
-            self._sessions.pop(key, None)
-            status = 403 if error.code == "other_machine" else 401
-            raise Refusal(status, error.code, str(error)) from None
+        if session is None or time.monotonic() - session.looked_up >= _SESSION_S:
+            session = await self._looked_up(key, token, machine, self.remote(request))
+        session.heard = time.monotonic()
+        return session
+
+    async def _looked_up(self, key: bytes, token: str, machine: str, who: str) -> Session:
+        while True:
+            told = self._told
+            try:
+                row = await self.db(self._look_up, token, machine)
+            except TokenError as error:
+                self._sessions.pop(key, None)
+                if seconds := self._bad_tokens.wait(who):
+                    raise Refusal(
+                        429, "too_many", "too many bad tokens from this address", retry_after=seconds
+                    ) from None
+                self._bad_tokens.add(who)
+                status = 403 if error.code == "other_machine" else 401
+                raise Refusal(status, error.code, str(error)) from None
+            if told == self._told:
+                break  # else somebody's right may have changed since it was read
+        session = self._sessions.get(key)
         if session is None:
             # A token that was used ends the one before it.
-            session = Session(key, row.id, row.venue, row.revoked, now)
+            session = Session(key, row.id, row.venue)
             self._sessions.pop(self._session_of.get(row.id, b""), None)
             self._session_of[row.id] = key
             self._sessions[key] = session
-        session.revoked, session.looked_up, session.heard = row.revoked, now, now
+        session.revoked, session.looked_up = row.revoked, time.monotonic()
         return session
 
     def _look_up(self, token: str, machine: str) -> GatewayRow:
@@ -182,14 +193,14 @@ class Central:
         self,
         purpose: str,
         body: bytes,
-        known: tuple[str, ...],
+        known: Known,
         *,
         content_type: str,
         status: int = 200,
         fresh: str | None = None,
     ) -> web.Response:
         headers = {
-            "Gateway-Signature": protocol.sign(self.store.keys.signing(known), purpose, body),
+            "Gateway-Signature": protocol.sign(self.store.keys.signing(known or ()), purpose, body),
             "Cache-Control": "no-store",
         }
         if fresh is not None:
@@ -217,7 +228,7 @@ class Central:
             self._bad_codes.add(who)
             raise Refusal(403, "bad_code", str(error)) from None
         self.log.info("gateway enrolled", gateway=said["gateway"], venue=said["venue"])
-        said["time"] = protocol.rfc3339(wall())
+        said["time"] = protocol.rfc3339(self.store.clock())
         packed = _packs(request)
         return web.Response(
             body=protocol.encode(said, packed), content_type=packed, headers={"Cache-Control": "no-store"}
@@ -260,7 +271,9 @@ class Central:
             "venue": session.venue,
             "history": page.history,
             "nonce": nonce,
-            "time": protocol.rfc3339(wall()),  # after ``have``: what was taken by then is in there
+            "time": protocol.rfc3339(
+                self.store.clock()
+            ),  # after ``have``: what was taken by then is in there
             "have": have,
         }
         type_ = _packs(request)
@@ -276,7 +289,7 @@ class Central:
         return self._signed(protocol.CHANGES, body, known, content_type=type_, fresh=session.fresh)
 
     async def _revoked(
-        self, request: web.Request, session: Session, nonce: str, known: tuple[str, ...]
+        self, request: web.Request, session: Session, nonce: str, known: Known
     ) -> web.Response:
         history, _ = await self.db(self.store.log, session.venue)
         said = {
@@ -284,14 +297,14 @@ class Central:
             "venue": session.venue,
             "history": history,
             "nonce": nonce,
-            "time": protocol.rfc3339(wall()),
+            "time": protocol.rfc3339(self.store.clock()),
             "revoked": True,
         }
         type_ = _packs(request)
         body = protocol.encode(said, type_)
         return self._signed(protocol.CHANGES, body, known, content_type=type_, status=403)
 
-    async def _page(self, session: Session, cursor: str, known: tuple[str, ...]) -> Page:
+    async def _page(self, session: Session, cursor: str, known: Known) -> Page:
         if session.own:
             page = await self._page_for(session.venue, session.gateway, cursor, known)
             # Not before it has come back with a cursor behind which there is none: an answer can be lost.
@@ -299,7 +312,7 @@ class Central:
             return page
         return await self._page_for(session.venue, None, cursor, known)
 
-    async def _page_for(self, venue: str, gateway: str | None, cursor: str, known: tuple[str, ...]) -> Page:
+    async def _page_for(self, venue: str, gateway: str | None, cursor: str, known: Known) -> Page:
         """``gateway``: None for a page without commands, which all share."""
 
         async def read() -> Page:
@@ -307,7 +320,7 @@ class Central:
 
         return await self.polls.page(venue, (gateway, cursor, known), read)
 
-    def _read(self, venue: str, gateway: str, cursor: str, known: tuple[str, ...]) -> Page:
+    def _read(self, venue: str, gateway: str, cursor: str, known: Known) -> Page:
         position = self.store.position_of(venue, cursor) if cursor else None
         history, _ = self.store.log(venue)
         if position is None:
@@ -371,7 +384,7 @@ class Central:
             "venue": session.venue,
             "history": history,
             "nonce": nonce,
-            "time": protocol.rfc3339(wall()),
+            "time": protocol.rfc3339(self.store.clock()),
             "have": have,
             "acknowledged": taken.acknowledged,
             "refused": [
@@ -395,7 +408,7 @@ class Central:
     # --- GET /v1/snapshot ----------------------------------------------------------------------------------
 
     async def snapshot(self, request: web.Request) -> web.StreamResponse:
-        known = _known(request.query.get("keys", "").split(","))
+        known = _named(request.query)
         at_least = request.query.get("at_least", "")
         session = await self.session(request)
         if session.revoked:
@@ -403,7 +416,7 @@ class Central:
         if at_least and not protocol.CURSOR.fullmatch(at_least):
             raise ProtocolError("at_least: must be at most 128 printable ASCII characters")
         file = await self.downloads.find(session.venue, at_least)
-        signature = protocol.sign(self.store.keys.signing(known), protocol.SNAPSHOT_FILE, file.manifest)
+        signature = protocol.sign(self.store.keys.signing(known or ()), protocol.SNAPSHOT_FILE, file.manifest)
         manifest = base64.urlsafe_b64encode(file.manifest).decode()
         return Served(file, {"Gateway-Manifest": manifest, "Gateway-Signature": signature})
 
@@ -411,7 +424,7 @@ class Central:
 # --- what a request says -------------------------------------------------------------------------------
 
 
-def _asked(query: Mapping[str, str]) -> tuple[str, tuple[str, ...], str, int]:
+def _asked(query: Mapping[str, str]) -> tuple[str, Known, str, int]:
     """(nonce, keys, cursor, wait). Raises ProtocolError."""
     nonce, cursor, wait = query.get("nonce", ""), query.get("cursor", ""), query.get("wait", "0")
     if not protocol.NONCE.fullmatch(nonce):
@@ -420,7 +433,12 @@ def _asked(query: Mapping[str, str]) -> tuple[str, tuple[str, ...], str, int]:
         raise ProtocolError("cursor: must be at most 128 printable ASCII characters")
     if not (wait.isascii() and wait.isdecimal() and len(wait) < 6):
         raise ProtocolError("wait: must be a number of seconds")
-    return nonce, _known(query.get("keys", "").split(",")), cursor, min(int(wait), protocol.MAX_WAIT)
+    return nonce, _named(query), cursor, min(int(wait), protocol.MAX_WAIT)
+
+
+def _named(query: Mapping[str, str]) -> Known:
+    """The keys in a query. Raises ProtocolError."""
+    return _known(query["keys"].split(",")) if "keys" in query else None
 
 
 def _known(keys: Sequence[object]) -> tuple[str, ...]:

@@ -10,13 +10,12 @@ import asyncio
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Generator, Iterator
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import orjson
 import structlog
 from aiohttp import http_exceptions, web
-from prometheus_client import CollectorRegistry, Counter, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
 
 from gateway.sync import protocol
 from gateway.sync.protocol import ProtocolError
@@ -126,7 +125,7 @@ class Failures:
 class Tally:
     """What the central counts about its own calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, connected: Callable[[], int]) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._requests = Counter(
@@ -135,6 +134,11 @@ class Tally:
             ("call", "status"),
             registry=self.registry,
         )
+        Gauge(
+            "gateway_central_gateways_connected",
+            "Gateways heard of in the last minute",
+            registry=self.registry,
+        ).set_function(connected)
 
     def add(self, call: str, status: int) -> None:
         self._requests.labels(call, str(status)).inc()
@@ -213,25 +217,24 @@ def _call(request: web.Request) -> str:
 # --- long bodies --------------------------------------------------------------------------------------------
 
 
-async def spooled(request: web.Request, path: Path, most: int) -> None:
+async def spooled(request: web.Request, file: IO[bytes], most: int) -> None:
     """The body into a file, in pieces: a long load is neither held in memory nor a transaction kept open
     for whoever sends slowly. Raises Refusal."""
     if (request.content_length or 0) > most:
         raise Refusal(413, "too_large", f"the body is longer than {most} bytes; load it in parts")
     total = 0
-    with path.open("wb") as file:
-        while True:
-            try:
-                async with asyncio.timeout(BODY_S):
-                    piece = await request.content.readany()
-            except TimeoutError:
-                raise Refusal(408, "too_slow", f"nothing came for {BODY_S} seconds") from None
-            if not piece:
-                return
-            total += len(piece)
-            if total > most:
-                raise Refusal(413, "too_large", f"the body is longer than {most} bytes; load it in parts")
-            await asyncio.to_thread(file.write, piece)
+    while True:
+        try:
+            async with asyncio.timeout(BODY_S):
+                piece = await request.content.readany()
+        except TimeoutError:
+            raise Refusal(408, "too_slow", f"nothing came for {BODY_S} seconds") from None
+        if not piece:
+            return
+        total += len(piece)
+        if total > most:
+            raise Refusal(413, "too_large", f"the body is longer than {most} bytes; load it in parts")
+        await asyncio.to_thread(file.write, piece)
 
 
 def batches(lines: Iterator[bytes], size: int) -> Generator[bytes, None, None]:
