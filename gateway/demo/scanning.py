@@ -95,7 +95,7 @@ class GateLine:
             message = orjson.loads(line)
             if "verdict" in message:
                 self.verdicts.put_nowait(message["verdict"])
-            elif (asked := self._open.pop(message.get("id"), None)) is not None:
+            elif (asked := self._open.pop(message.get("id"), None)) is not None and not asked.done():
                 asked.set_result(message.get("result"))
 
     def _lost(self) -> None:

@@ -28,9 +28,6 @@ _CONFIG = """
 id = "demo"
 data_dir = {data_dir}
 
-[central]
-url = {url}
-
 [web]
 listen = "127.0.0.1:0"
 
@@ -98,39 +95,28 @@ class System:
         Raises:
             CannotStart: a part does not start, or the cards do not arrive.
         """
-        (self.folder / "gate").mkdir()
-        doing("Starting the central")
+        doing("Starting central and gate")
+        config = self._configure()
         central = self._part("central", "gateway", "central", "serve", "--data", self.folder / "central")
         central.watchdog = 180
         serve = central.command
         central.command = [*serve, "--listen", "127.0.0.1:0"]
-        await self._run(central)
-        address = (self.folder / "central" / "address").read_text().strip()
-        self.url = f"http://{address.removeprefix('http://')}"
+        await self._run(central, self._part("gate", "gateway.demo.visitor", config))
+        self.url = (self.folder / "central" / "address").read_text().strip()
+        address = self.url.removeprefix("http://")
         central.command = [
             *serve,
             "--listen",
-            self.url.removeprefix("http://"),
-        ]  # whenever it is started again
-        doing("Loading the sample cards into it")
+            address,
+        ]  # the gate knows it there, also when it is started anew
+        doing("Loading the sample cards into the central")
         await self.admin("POST", "venues/main/records", b"\n".join(map(orjson.dumps, records)))
         code = await self.admin("POST", "venues/main/enrolment-codes", orjson.dumps({"gateway": "demo"}))
-        config = self.folder / "gateway.toml"
-        config.write_text(
-            _CONFIG.format(
-                data_dir=_quoted(self.folder / "gate"),
-                url=_quoted(self.url),
-                scanner_in=_quoted(self.scanners["in"].device),
-                scanner_out=_quoted(self.scanners["out"].device),
-            )
-        )
-        doing("Joining it")
-        await self._enroll(config, code["code"])
-        doing("Starting gate and sync")
-        await self._run(
-            self._part("gate", "gateway.demo.visitor", config),
-            self._part("sync", "gateway", "sync", "--config", config),
-        )
+        doing("Joining it, and starting the sync")
+        with config.open("a") as more:
+            more.write(f"\n[central]\nurl = {_quoted(self.url)}\n")
+        sync = self._part("sync", "gateway", "sync", "--config", config)
+        await asyncio.gather(self._enroll(config, code["code"]), self._run(sync))
         doing("Fetching the cards")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_STARTS):
@@ -138,6 +124,19 @@ class System:
                     await asyncio.sleep(0.02)
                 return
         raise CannotStart(f"the cards do not arrive at the gate{self._last_words('sync')}")
+
+    def _configure(self) -> Path:
+        """A gate that has not joined a central yet."""
+        (self.folder / "gate").mkdir()
+        config = self.folder / "gateway.toml"
+        config.write_text(
+            _CONFIG.format(
+                data_dir=_quoted(self.folder / "gate"),
+                scanner_in=_quoted(self.scanners["in"].device),
+                scanner_out=_quoted(self.scanners["out"].device),
+            )
+        )
+        return config
 
     def _part(self, name: str, module: str, *arguments: str | Path) -> Part:
         command = [sys.executable, "-m", module, *arguments]

@@ -210,10 +210,12 @@ async def _all_uploaded(gate: GateLine) -> bool:
 
 async def _events_at(system: System) -> int:
     """How many events the central has of this gate."""
-    count = since = 0
-    while page := (await system.admin("GET", f"events?gateway=demo&limit=1000&since={since}"))["events"]:
-        count, since = count + len(page), page[-1]["id"]
-    return count
+    count, since = 0, "0"
+    while True:
+        page = await system.admin("GET", f"events?gateway=demo&limit=1000&since={since}")
+        if not page["events"]:
+            return count
+        count, since = count + len(page["events"]), page["next"]
 
 
 # --- all of it ------------------------------------------------------------------------------------------
