@@ -90,7 +90,7 @@ class Joined:
         """The generations on disk, and the key of their codes."""
         names = os.listdir(self.site.data_dir)
         return sorted(
-            n for n in names if n.startswith("snapshot-") and not n.endswith("-lock") or n == "code.key"
+            n for n in names if (n.startswith("snapshot-") and not n.endswith("-lock")) or n == "code.key"
         )
 
     def refused(self, name: str, **arguments: Any) -> str:
