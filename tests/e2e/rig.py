@@ -86,7 +86,7 @@ class Zygote:
         return json.loads(line)
 
     def connect(self, host: str, port: int) -> socket.socket:
-        """A TCP connection from where the process is, which may be another network than ours. Raises OSError."""
+        """A TCP connection from where the process is, perhaps in another network. Raises OSError."""
         if error := self.ask("connect", host=host, port=port):
             raise ConnectionError(error)
         _, (fd,), _, _ = socket.recv_fds(self._way, 1, 1)

@@ -65,7 +65,7 @@ def _connect(way: socket.socket, host: str, port: int) -> str | None:
 
 
 def main() -> None:
-    """Serve until the end of input. The argument is the fd of a socket that connections are handed over by."""
+    """Serve until the end of input. The argument: the fd of a socket to hand connections over by."""
     way = socket.socket(fileno=int(sys.argv[1]))
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
