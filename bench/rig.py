@@ -152,13 +152,16 @@ class Gate:
         env: Mapping[str, str] | None = None,
         deadline: int = 150,
         profile: Path | None = None,
+        central: str | None = None,
     ) -> None:
         """``boards``: each lane has an LCUS board on a pty, else its relay is in memory. ``keyboard``: a
-        keyboard reader there, at the last lane. ``profile``: where cProfile puts what the gate did."""
+        keyboard reader there, at the last lane. ``central``: the address of the one that it is to join. ``profile``: where cProfile puts what the gate did."""
         self.data_dir = data_dir
         self.scanners = [Pty() for _ in range(lanes)]
         self.boards = [Pty() for _ in range(lanes)] if boards else []
         text = _GATEWAY.format(data_dir=json.dumps(str(data_dir)), deadline=deadline)
+        if central is not None:
+            text += f'\n[central]\nurl = {json.dumps(central)}\n\n[web]\nlisten = "127.0.0.1:0"\n'
         for n in range(lanes):
             relay = '{ driver = "memory" }'
             if boards:
@@ -220,8 +223,7 @@ class Gate:
 
     def cpu(self) -> float:
         """Seconds of processor that the gate has used so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(") ", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu(self.process.pid)
 
     def close(self) -> None:
         """Stop it in order, so that everything is on disk, and let go of the devices."""
@@ -245,6 +247,20 @@ class Gate:
         """(seq, kind, reader, verdict, credential) of every event, from the closed ledger."""
         with sqlite3.connect(self.data_dir / "ledger.db") as conn:
             return conn.execute("SELECT seq, kind, reader, verdict, credential FROM event").fetchall()
+
+
+def cpu(pid: int) -> float:
+    """Seconds of processor that a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory(pid: int, field: str = "VmHWM") -> float:
+    """MB of memory of a process: its peak, or another field of /proc/PID/status."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise RuntimeError(f"no {field} in /proc/{pid}/status")
 
 
 class Floor:
