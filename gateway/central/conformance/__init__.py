@@ -14,6 +14,10 @@ from pathlib import Path
 from gateway.central.adminclient import Admin, CentralError, read_token
 
 CLEAN, FAULTS = 0, 1
+PARTS = (
+    *("general", "snapshot", "waiting", "changes", "limits", "events", "usage", "commands"),
+    *("keys", "tokens", "revoked", "guessing"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gone-cursors", metavar="FILE", help="cursors, one a line, that must be answered with 410"
     )
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=PARTS,
+        metavar="PART",
+        help=f"joining, and this part: {', '.join(PARTS)}",
+    )
     parser.add_argument("--json", action="store_true", help="NDJSON instead of text")
 
 
@@ -41,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
 
     from gateway.central.conformance.means import Means, command_of
     from gateway.central.conformance.report import FAILED, NOT_TESTED, OK, Point, Report
-    from gateway.central.conformance.script import test
+    from gateway.central.conformance.script import examine
 
     token = options.admin_token or (
         None if options.enrolment_code else os.environ.get("GATEWAY_ADMIN_TOKEN_FILE")
@@ -64,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
         sys.stdout.flush()
 
     report = Report(tell)
-    test(options.url, means, report, _lines(options.gone_cursors))
+    examine(options.url, means, report, _lines(options.gone_cursors), options.only or ())
     counts = {outcome: report.count(outcome) for outcome in (OK, FAILED, NOT_TESTED)}
     summed = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
     sys.stderr.write(f"gateway: {summed}\n")

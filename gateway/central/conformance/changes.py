@@ -14,9 +14,9 @@ from gateway.central.conformance.report import Failed, Report, Untested, expect,
 from gateway.sync import protocol as p
 
 _SECTION, _CURSORS, _KEYS, _COMMANDS = "`GET /v1/changes`", "Cursors", "Signatures", "Commands"
-_HOLD_S = 3
+_HOLD_S = 2
 _WOKEN_S = 10
-_TTL_S = 2
+_TTL_S = 1
 MARK = f"{PREFIX}mark"
 
 
@@ -45,6 +45,19 @@ def _is_gone(client: Client, cursor: str | None) -> None:
     expect(value.get("gone") is True, "gone: true", value)
 
 
+def parameters(report: Report, north: Client | None, cursor: str | None) -> None:
+    """What a request may say."""
+    with report.point(_SECTION, "a nonce may have 16 to 64 characters, with - and _"):
+        client, since = need(north, "an enrolled gateway"), need(cursor, "a cursor")
+        for length in (16, 64):
+            nonce = ("-_" + secrets.token_hex(32))[:length]
+            value = client.news(since, nonce=nonce)
+            expect(value.get("nonce") == nonce, f"nonce: {nonce}", value.get("nonce"))
+    with report.point("In general", "parameters that the server does not know are ignored"):
+        client = need(north, "an enrolled gateway")
+        client.changes(need(cursor, "a cursor"), more={"conformance": "1"}).expect(200)
+
+
 def polls(report: Report, north: Client | None, means: Means, cursor: str | None) -> None:
     """Nothing new, and waiting."""
     here: str | None = None
@@ -71,15 +84,6 @@ def polls(report: Report, north: Client | None, means: Means, cursor: str | None
             late = time.monotonic() - changed
         expect(bool(reply.value.get("records")), "records with the change", "none")
         expect(late < _WOKEN_S, "an answer as soon as it changes", f"{late:.1f} s later")
-    with report.point(_SECTION, "a nonce may have 16 to 64 characters, with - and _"):
-        client, since = need(north, "an enrolled gateway"), need(here, "a cursor")
-        for length in (16, 64):
-            nonce = ("-_" + secrets.token_hex(32))[:length]
-            value = client.news(since, nonce=nonce)
-            expect(value.get("nonce") == nonce, f"nonce: {nonce}", value.get("nonce"))
-    with report.point("In general", "parameters that the server does not know are ignored"):
-        client = need(north, "an enrolled gateway")
-        client.changes(need(here, "a cursor"), more={"conformance": "1"}).expect(200)
 
 
 def _quiet(client: Client, cursor: str) -> str:
@@ -101,25 +105,17 @@ def records(
     """Put, change, delete; gives a cursor and position after them."""
     here, position = cursor, None
     start: str | None = None
+    holder = {"kind": "holder", "id": HOLDER, "state": "active", "language": "de"}
+    product = {"kind": "product", "id": f"{PREFIX}product", "name": {"en": "Å test"}, "rules": []}
+    right = {"kind": "entitlement", "id": f"{PREFIX}pass", "product": product["id"], "holder": HOLDER}
+    card: dict[str, Any] = {"kind": "credential", "id": f"{PREFIX}card", "entitlements": [right["id"]]}
+    card |= {"code": f"CONFORMANCE-{secrets.token_hex(8)}", "state": "active"}
     with report.point(_SECTION, "a record that was put comes as it was put"):
         client = need(north, "an enrolled gateway")
-        start = here = _quiet(client, need(cursor, "a cursor"))
+        here = _quiet(client, need(cursor, "a cursor"))
         before = p.whole(client.news(here), "position")
-        holder = {"kind": "holder", "id": HOLDER, "state": "active", "language": "de"}
-        product = {"kind": "product", "id": f"{PREFIX}product", "name": {"en": "Å test"}, "rules": []}
-        right = {
-            "kind": "entitlement",
-            "id": f"{PREFIX}pass",
-            "product": f"{PREFIX}product",
-            "holder": HOLDER,
-        }
-        card: dict[str, Any] = {
-            "kind": "credential",
-            "id": f"{PREFIX}card",
-            "code": f"CONFORMANCE-{secrets.token_hex(8)}",
-        }
-        card |= {"state": "active", "entitlements": [right["id"]]}
         means.records(holder, product, right, card)
+        start = here
         found, last, _ = client.drain(here)
         for sent in (holder, product, right, card):
             came = _of(found, sent)

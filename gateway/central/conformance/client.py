@@ -47,7 +47,7 @@ RULES = {
     "signed snapshot": (_SIGNED, "every snapshot's manifest is signed", _SIGNATURE + ", purpose snapshot"),
     "gateway": (_EVERY, "gateway is the one that asks", "the id that enrolment gave"),
     "venue": (_EVERY, "venue is that of the enrolment", "the venue that enrolment gave"),
-    "history": (_EVERY, "history is that of the enrolment", "the history that enrolment gave"),
+    "history": (_EVERY, "history is that of the enrolment, or of the 410 after it", "that history"),
     "nonce": (_EVERY, "nonce is that of the request", "the nonce of this very request"),
     "time": (_EVERY, "time is an instant with an offset, and never goes back", "the central's clock"),
     "have": (_EVERY, "have names the highest number for each epoch", '{"EPOCH": SEQ, …}'),
@@ -273,6 +273,9 @@ class Client:
         self._watch_signature(rule, p.CHANGES, reply, reply.body)
         kind = reply.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         note("type", kind in accept, f"{kind!r} for Accept: {accept}")
+        if reply.status == 410:
+            # The log may have a new history: that is what the gateway is told with this answer.
+            self.history = str(value.get("history"))
         self._watch_said(value, nonce, have=reply.status != 403)
         if reply.status != 200:
             flag = "gone" if reply.status == 410 else "revoked"

@@ -110,7 +110,6 @@ def events(report: Report, north: Client | None, means: Means) -> None:
     _conflicts(report, north)
     _damaged(report, north)
     _kept(report, north, means)
-    _limits(report, north)
 
 
 def _conflicts(report: Report, north: Client | None) -> None:
@@ -176,7 +175,8 @@ def _kept(report: Report, north: Client | None, means: Means) -> None:
         expect({(odd, 1), (odd, 3)} <= acknowledged(said), "1 and 3 acknowledged", sorted(acknowledged(said)))
 
 
-def _limits(report: Report, north: Client | None) -> None:
+def limits(report: Report, north: Client | None) -> None:
+    """As many events as may be, and more."""
     with report.point("In general", "1,000 events in a request are taken"):
         client, epoch = need(north, "an enrolled gateway"), new_epoch()
         full = [event(client, epoch, seq) for seq in range(1, p.MAX_EVENTS + 1)]
