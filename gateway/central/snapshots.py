@@ -65,7 +65,9 @@ def build(log: Log, folder: Path, venue: str) -> SnapshotFile:
                 "sha256": written.digest.hexdigest(),
             }
         )
-        name = f"{_stem(venue)}-{published:017d}-{at.position}"
+        # In the order in which they were built, also where the clock has been put back meanwhile.
+        stamp = max([published, *(_stamp(path) + 1 for path in _manifests(folder, venue))])
+        name = f"{_stem(venue)}-{stamp:017d}-{at.position}"
         path = folder / f"{name}.gz"
         part.rename(path)
         files.write(folder / f"{name}.json", manifest)  # last: with it the file counts
@@ -126,6 +128,10 @@ def newest(log: Log, folder: Path, venue: str, at_least: int) -> SnapshotFile | 
 def _manifests(folder: Path, venue: str) -> list[Path]:
     """The newest first."""
     return sorted(folder.glob(f"{_stem(venue)}-*.json"), reverse=True)
+
+
+def _stamp(path: Path) -> int:
+    return int(path.name.split("-")[1])
 
 
 def _read(path: Path) -> SnapshotFile:
