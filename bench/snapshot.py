@@ -19,25 +19,48 @@ from bench import joined, rig
 from bench.row import WORK, Row, run_alone
 
 CARDS = 1_000_000
-ROUNDS = 2
+ROUNDS = 3
+_CONFIG = """[gateway]
+id = "bench"
+data_dir = {data_dir}
+[[lane]]
+name = "north"
+relay = {{ driver = "memory" }}
+[[point]]
+name = "north-in"
+lane = "north"
+from = "outside"
+to = "hall"
+[[reader]]
+name = "scanner"
+point = "north-in"
+driver = "serial"
+device = "/dev/none"
+"""
 
 
-def feed_of(central: joined.Central) -> Path:
+def feed_of(central: joined.Central, cards: int) -> Path:
     """The records of the central's own snapshot file, as NDJSON."""
-    packed = joined.until(
-        lambda: sorted((central.folder / "snapshots").glob("*.gz")), "the central's file", 600
-    )
+    manifest = joined.until(lambda: _manifest(central, cards), "the central's file", 600)
     path = WORK / "snapshot-feed.ndjson"
-    with gzip.open(packed[-1]) as source, path.open("wb", buffering=1 << 20) as out:
+    with gzip.open(manifest.with_suffix(".gz")) as source, path.open("wb", buffering=1 << 20) as out:
         shutil.copyfileobj(source, out, 1 << 20)
     return path
+
+
+def _manifest(central: joined.Central, cards: int) -> Path | None:
+    """Of the file with all of the cards; the central began with one of none."""
+    for path in sorted((central.folder / "snapshots").glob("*.json"), reverse=True):
+        if json.loads(path.read_bytes())["count"] > cards:
+            return path
+    return None
 
 
 def imported(feed: Path) -> float:
     """Seconds of ``gateway import``."""
     data_dir = joined.empty_data_dir("snapshot-import")
     config = data_dir / "gateway.toml"
-    config.write_text(_CONFIG.format(data_dir=data_dir))
+    config.write_text(_CONFIG.format(data_dir=json.dumps(str(data_dir))))
     began = time.monotonic()
     command = [*joined.COMMAND, "import", str(feed), "--config", str(config)]
     subprocess.run(command, cwd=rig.ROOT, check=True, capture_output=True)
