@@ -19,14 +19,14 @@ _SAID = ("at", "point", "from", "to", "holder", "entitlement", "credential", "gu
 def made(event: dict[str, Any]) -> str | None:
     """How the movement stands that this event makes; None: it makes none."""
     kind, passage = event.get("kind"), event.get("passage")
-    if not isinstance(event.get("to"), str):
+    if not isinstance(event.get("to"), str) or not isinstance(passage, str):
         return None
     if kind == "scan" and event.get("verdict") == "granted" and passage in ("pending", *COUNTED):
-        return str(passage)
+        return passage
     if kind == "open" and passage == "pending":
         return "pending"  # without a sensor it is `assumed`, and nobody is counted
     if kind == "passage" and event.get("of") is None and passage in COUNTED:
-        return str(passage)
+        return passage
     return None
 
 
@@ -37,8 +37,8 @@ def settled(event: dict[str, Any]) -> tuple[int, str] | None:
         return None
     if event.get("kind") == "annul":
         return of, NOT_TAKEN
-    if event.get("kind") == "passage" and (passage == NOT_TAKEN or passage in COUNTED):
-        return of, str(passage)
+    if event.get("kind") == "passage" and isinstance(passage, str) and passage in (NOT_TAKEN, *COUNTED):
+        return of, passage
     return None
 
 

@@ -185,7 +185,8 @@ def test_commands(store: Store, clock: Clock) -> None:
     [
         ("explode", {"lane": "x"}), ("open", {}), ("open", {"area": "hall"}), ("clear", {"lane": "x"}),
         ("annul", {"seq": 0}), ("annul", {"seq": True}), ("open", {"lane": ""}),
-        ("open", {"lane": "x", "seq": 1}), ("open", {"lane": "x", "ttl_s": 0}), ("open", {"lane": "x", "ttl_s": 100_000}),
+        ("open", {"lane": "x", "seq": 1}),
+        ("open", {"lane": "x", "ttl_s": 0}), ("open", {"lane": "x", "ttl_s": 100_000}),
     ],
 )  # fmt: skip
 def test_commands_that_are_refused(store: Store, do: str, what: dict[str, Any]) -> None:
@@ -262,7 +263,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Clock]:
     return Store.open(tmp_path_factory.mktemp("central") / "c", clock=clock), clock
 
 
-@settings(max_examples=25)
+@settings(max_examples=40)
 @given(steps=st.lists(STEP, max_size=30))
 def test_every_reader_reaches_the_export(shared: tuple[Store, Clock], steps: list[tuple[Any, ...]]) -> None:
     """Whatever is put and deleted, and wherever a reader stops: with pages (or anew where its cursor is gone)
