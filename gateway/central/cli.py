@@ -193,9 +193,15 @@ def _load(options: argparse.Namespace) -> int:
     admin = _admin(options)
     query = {"skip_bad": 1 if options.skip_bad else None}
     with _opened(options.file) as file, _pieces(file, options.file) as pieces:
-        result = admin.call("POST", f"venues/{name(options.venue)}/records", pieces, query=query)
-    for fault in result.get("faults", ()):
-        _say(f"gateway: skipped {_cell(fault)}")
+        try:
+            result = admin.call("POST", f"venues/{name(options.venue)}/records", pieces, query=query)
+        except CentralError as error:  # it speaks of the API's parameter
+            raise CentralError(str(error).replace("skip_bad=1", "--skip-bad")) from None
+    for fault in result["faults"]:
+        named = " ".join(filter(None, (fault["kind"], fault["id"], fault["field"])))
+        _say(f"gateway: skipped line {fault['line']}: {named} {fault['message']}")
+    if result["bad"] > len(result["faults"]):
+        _say(f"gateway: skipped {result['bad'] - len(result['faults'])} more bad records")
     return _put(result)
 
 
