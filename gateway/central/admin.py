@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 async def health(ask: Ask) -> web.Response:
     """Whether the central can serve: its store answers."""
     await ask.db(ask.central.store.venues)
-    return answered({"ok": True, "version": __version__, "gateways_connected": ask.central.connected()})
+    return answered(
+        {
+            "ok": True,
+            "version": __version__,
+            "gateways_connected": ask.central.connected(),
+            "gateways_waiting": ask.central.polls.waiting(),
+        }
+    )
 
 
 async def metrics(ask: Ask) -> web.Response:
@@ -46,7 +53,12 @@ OPERATIONS: tuple[Operation, ...] = (
         None,
         health,
         "Whether the central can serve",
-        thing(ok={"type": "boolean"}, version=text("0.1.0"), gateways_connected=whole()),
+        thing(
+            ok={"type": "boolean"},
+            version=text("0.1.0"),
+            gateways_connected=whole(),
+            gateways_waiting=whole(),
+        ),
     ),
     Operation("GET", "/openapi.json", None, openapi, "This document", {"type": "object"}),
 )

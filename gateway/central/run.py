@@ -60,13 +60,7 @@ def serve(options: argparse.Namespace) -> int:
 
 async def _serve(options: argparse.Namespace) -> int:
     log = gateway_log.logger("central")
-    host, port = address(options.listen)
-    context = tls(options.tls_cert, options.tls_key)
-    if context is None and not options.behind_proxy and not is_loopback(host):
-        raise Unservable(
-            f"--listen {options.listen} can be reached from outside, and plain http would show every code and"
-            " token; give --tls-cert and --tls-key, or say --behind-proxy if a proxy with TLS is before it"
-        )
+    host, port, context = demanded(options)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -189,6 +183,18 @@ def _lock(directory: Path) -> int:
 
 
 # --- what is asked for on the command line -------------------------------------------------------------
+
+
+def demanded(options: argparse.Namespace) -> tuple[str, int, ssl.SSLContext | None]:
+    """Host, port and TLS. Raises Unservable for plain http that others could listen to."""
+    host, port = address(options.listen)
+    context = tls(options.tls_cert, options.tls_key)
+    if context is None and not options.behind_proxy and not is_loopback(host):
+        raise Unservable(
+            f"--listen {options.listen} can be reached from outside, and plain http would show every code and"
+            " token; give --tls-cert and --tls-key, or say --behind-proxy if a proxy with TLS is before it"
+        )
+    return host, port, context
 
 
 def address(listen: str) -> tuple[str, int]:

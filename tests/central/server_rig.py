@@ -18,7 +18,7 @@ from urllib.parse import urlencode, urlsplit
 import orjson
 import structlog
 
-from gateway.central.run import running
+from gateway.central.run import Unservable, running
 from gateway.host import wall
 from gateway.sync import protocol
 
@@ -83,25 +83,25 @@ class Server:
         self._how = how
         self._ready = threading.Event()
         self._stop: Callable[[], None] = lambda: None
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
-        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._serve)
+        self._error: Unservable | None = None
         self.url = ""
+
+    def _serve(self) -> None:
+        try:
+            asyncio.run(self._run())
+        except Unservable as error:
+            self._error = error
+        finally:
+            self._ready.set()
 
     async def _run(self) -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         self._stop = lambda: loop.call_soon_threadsafe(stop.set)
-        try:
-            async with running(
-                self.directory, log=self.log.logger(), clock=self.clock, **self._how
-            ) as self.url:
-                self._ready.set()
-                await stop.wait()
-        except BaseException as error:
-            self._error = error
-            raise
-        finally:
+        async with running(self.directory, log=self.log.logger(), clock=self.clock, **self._how) as self.url:
             self._ready.set()
+            await stop.wait()
 
     def __enter__(self) -> Server:
         self._thread.start()
