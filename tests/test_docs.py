@@ -90,6 +90,18 @@ def test_every_command_has_its_row() -> None:
     assert rows == set(commands())
 
 
+def test_every_command_of_the_central_has_its_row() -> None:
+    """The table in docs/central.md has each command behind ``gateway central``, and no other, and the page
+    has each option; those of ``conformance`` stand in docs/protocol.md."""
+    [inner] = [a for a in commands()["central"]._actions if isinstance(a, argparse._SubParsersAction)]
+    page = PAGES["central.md"]
+    assert {shlex.split(row[0].strip("`"))[2] for row in table(page, "## All commands")} == set(inner.choices)
+    for name, parser in inner.choices.items():
+        where = PAGES["protocol.md"] if name == "conformance" else page
+        options = {option for action in parser._actions for option in action.option_strings}
+        assert {option for option in options if option.startswith("--") and option not in where} <= {"--help"}
+
+
 def test_every_option_is_described() -> None:
     """Each option of each command stands in the README."""
     options = {
@@ -220,6 +232,9 @@ def test_every_command_line_parses(name: str) -> None:
     if name == "README.md":
         lines += [shlex.split(row[0].strip("`"))[1:] for row in table(README, "## Commands")]
         assert len(lines) > len(commands())
+    if name == "central.md":
+        lines += [shlex.split(span)[1:] for span in spans(PAGES[name]) if span.startswith("gateway central ")]
+        assert len(lines) > 50
     for line in lines:
         assert callable(_parser().parse_args(line).run), line
 
