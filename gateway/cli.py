@@ -121,11 +121,11 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     command("demo", _demo, "the whole system on this machine, without hardware or configuration")
-    for name, help_ in (
-        ("run", "the gateway in one process, for containers and trying out"),
-        ("gate", "the gate: readers, judgement, ledger, lanes (the unit gateway.service)"),
+    for name, run, help_ in (
+        ("run", _run, "gate and sync, each in a process of its own, for containers and trying out"),
+        ("gate", _gate, "the gate: readers, judgement, ledger, lanes (the unit gateway.service)"),
     ):
-        sub = command(name, _gate, help_)
+        sub = command(name, run, help_)
         sub.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     sub = command("sync", _sync, "the courier between gate and central, and the page for Prometheus")
     sub.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
@@ -191,6 +191,20 @@ def _gate(options: argparse.Namespace) -> int:
         raise UsageError(str(error)) from None
     except OSError as error:
         raise UsageError(f"the gate cannot start: {error}") from error
+    finally:
+        writer.close()
+
+
+def _run(options: argparse.Namespace) -> int:
+    from gateway.supervise import Part, run
+
+    load(options.config)  # what is wrong with it is said once, and nothing is started
+    more = ("--config", options.config, "--log-level", options.log_level)
+    writer = log.start(options.log_level)
+    try:
+        command = (sys.executable, "-m", "gateway")
+        gate = Part("gate", [*command, "gate", *more], terminal=True)  # a reader of it may be standard input
+        return asyncio.run(run((gate, Part("sync", [*command, "sync", *more]))))
     finally:
         writer.close()
 

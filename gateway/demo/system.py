@@ -89,8 +89,8 @@ class System:
         self.url = ""
         self._supervisor = Supervisor(on_end=self._ended)
 
-    async def start(self, records: list[Json]) -> None:
-        """Start all, and wait until the gate has the cards.
+    async def start(self, records: list[Json], sample: str) -> None:
+        """Start all, and wait until the gate has the cards: until it grants that code of theirs.
 
         Raises:
             CannotStart: a part does not start, or the cards do not arrive.
@@ -112,18 +112,23 @@ class System:
         doing("Loading the sample cards into the central")
         await self.admin("POST", "venues/main/records", b"\n".join(map(orjson.dumps, records)))
         code = await self.admin("POST", "venues/main/enrolment-codes", orjson.dumps({"gateway": "demo"}))
-        doing("Joining it, and starting the sync")
+        doing("Joining it")
         with config.open("a") as more:
             more.write(f"\n[central]\nurl = {_quoted(self.url)}\n")
-        sync = self._part("sync", "gateway", "sync", "--config", config)
-        await asyncio.gather(self._enroll(config, code["code"]), self._run(sync))
+        await self._enroll(config, code["code"])
+        doing("Starting the sync")
+        await self._run(self._part("sync", "gateway", "sync", "--config", config))
         doing("Fetching the cards")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_STARTS):
-                while (await self.gate.status())["snapshot"] is None:  # noqa: ASYNC110 - in another process
+                while await self._verdict(sample) != "granted":  # noqa: ASYNC110 - in other processes
                     await asyncio.sleep(0.02)
                 return
         raise CannotStart(f"the cards do not arrive at the gate{self._last_words('sync')}")
+
+    async def _verdict(self, code: str) -> str:
+        verdict: str = (await self.gate.call("check", code=code, point="north-in"))["verdict"]
+        return verdict
 
     def _configure(self) -> Path:
         """A gate that has not joined a central yet."""

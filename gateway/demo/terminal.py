@@ -24,7 +24,7 @@ from gateway import log
 from gateway.demo.samples import feed, zone
 from gateway.demo.scanning import GateLine
 from gateway.demo.system import CannotStart, System
-from gateway.demo.words import prompt, tell, tell_wrapped
+from gateway.demo.words import prompt, tell, tell_wrapped, typed
 
 _PRESENT_AGAIN = 1.1
 """Seconds after which the same code is no longer a repeat: a little over repeat_delay_s below."""
@@ -226,7 +226,7 @@ async def _session(folder: Path) -> None:
     records, samples = feed(datetime.now(UTC).astimezone(ZoneInfo(zone())))
     system = System(folder)
     try:
-        await system.start(records)
+        await system.start(records, samples[0][0])
         await _greet(system, samples)
         codes = {r["code"]: r["id"] for r in records if r["kind"] == "credential"}
         news = asyncio.create_task(_tell_news(system.gate, codes))
@@ -257,6 +257,7 @@ async def _lines() -> AsyncIterator[str]:
     while True:
         prompt()
         line = await lines.get()
+        typed()
         if line is None:
             return
         if not sys.stdin.isatty():

@@ -6,11 +6,20 @@ import shutil
 import sys
 import textwrap
 
+_begun = False
+"""A line stands on the terminal that has not ended: a prompt, or what is being done."""
+
 
 def tell(text: str) -> None:
-    """A line for people; what stands on the present one is wiped."""
+    """A line for people; one that was only begun is wiped."""
     text = text.encode(sys.stdout.encoding, "replace").decode(sys.stdout.encoding)
-    print(f"\r\033[K{text}" if sys.stdout.isatty() else text, flush=True)  # noqa: T201 - what the demo is for
+    print(f"{_wipe()}{text}", flush=True)  # noqa: T201 - this is what the demo is for
+
+
+def _wipe() -> str:
+    global _begun
+    begun, _begun = _begun, False
+    return "\r\033[K" if begun else ""
 
 
 def tell_wrapped(text: str) -> None:
@@ -22,11 +31,23 @@ def tell_wrapped(text: str) -> None:
 def doing(text: str) -> None:
     """What is being done; on a terminal the next line takes its place."""
     if sys.stdout.isatty():
-        sys.stdout.write(f"\r\033[K{text} …")
-        sys.stdout.flush()
+        _begin(f"{_wipe()}{text} …")
 
 
 def prompt() -> None:
+    """Ready for a line, if there is somebody to type it."""
     if sys.stdin.isatty():
-        sys.stdout.write("scan> ")
-        sys.stdout.flush()
+        _begin("scan> ")
+
+
+def typed() -> None:
+    """Whoever typed has ended the line."""
+    global _begun
+    _begun = False
+
+
+def _begin(text: str) -> None:
+    global _begun
+    _begun = sys.stdout.isatty()
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -7,6 +7,7 @@ import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import termios
@@ -228,6 +229,12 @@ def test_a_revocation_arrives(demo: Callable[..., Demo]) -> None:
     assert it.ends() == ""
 
 
+def _listens(port: int) -> bool:
+    with socket.socket() as there:
+        return there.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.timeout(180)
 def test_every_part_may_be_killed(demo: Callable[..., Demo]) -> None:
     """kill -9 of central, gate and sync: each comes back, scans go on, a revocation arrives, and at the end
     the central has every event."""
@@ -240,6 +247,8 @@ def test_every_part_may_be_killed(demo: Callable[..., Demo]) -> None:
         os.kill(pid, signal.SIGKILL)
         at = it.reads(f"the {name} has ended", at)
         until(lambda word=word, pid=pid: set(processes(it.folder, word)) - {pid}, timeout=WAIT)  # type: ignore[misc]
+    (where,) = re.findall(r"--url http://127\.0\.0\.1:(\d+)", it.text)
+    until(lambda: _listens(int(where)), "the central serves", WAIT)
     it.type("VERNISSAGE-4T7Q\n")
     at = it.reads("✓ granted", at)
     it.reads("visitor went in", at)
