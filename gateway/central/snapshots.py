@@ -37,11 +37,12 @@ def _stem(venue: str) -> str:
 def build(log: Log, folder: Path, venue: str) -> SnapshotFile:
     """Writes a new file from one state of the database, and removes all but the newest two.
 
-    Memory is bounded. Raises NotFound and OSError.
+    Memory is bounded. One at a time for each venue. Raises NotFound and OSError.
     """
     folder.mkdir(mode=0o700, exist_ok=True)
-    for left in folder.glob(f"{_stem(venue)}-*.part"):
-        left.unlink(missing_ok=True)
+    for left in folder.glob(f"{_stem(venue)}-*"):  # of a build that was killed
+        if left.suffix == ".part" or not left.with_suffix(".json").exists():
+            left.unlink(missing_ok=True)
     part = folder / f"{_stem(venue)}-{secrets.token_hex(6)}.part"
     try:
         with log.db.read() as conn, part.open("wb") as file:
