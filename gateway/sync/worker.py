@@ -12,7 +12,7 @@ import contextlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -29,6 +29,7 @@ EventJson = Callable[[Sequence[str], Sequence[Any], str, str], dict[str, Any]]
 """An event for the central: of column names, a row of the gate's (epoch, digest, columns), the gateway's id
 and the name of its time zone."""
 
+_FEW = 50
 _ENVELOPE = 4096
 """Bytes of a request to /v1/events beside its events."""
 
@@ -223,8 +224,21 @@ class Changes:
         return wait if answer.retry_after is None else answer.retry_after + self._random()
 
 
+class _Page(NamedTuple):
+    """A request to ``/v1/events``."""
+
+    body: bytes
+    sent: list[Event]
+    last_seq: int
+    """The newest event that the gate had when it was asked."""
+
+
 class Sending:
-    """``outbox`` on the gate, ``POST /v1/events``, ``uploaded`` to the gate: round and round."""
+    """``outbox`` on the gate, ``POST /v1/events``, ``uploaded`` to the gate: round and round.
+
+    While the central has a batch, the gate is asked for the next one; and while it has that, the gate gets
+    the answer to the one before. A batch is never sent before the central has taken what stands before it.
+    """
 
     def __init__(
         self, link: Link, central: Central, event: EventJson, counts: Counts, pace: Pace, random: Random
@@ -236,47 +250,89 @@ class Sending:
         self._away = pace.gate(random)
         self._failed = pace.central(random)
         self._slow = pace.slow(random)
+        self._ahead: asyncio.Task[_Page | None] | None = None
+        """What follows the batch that the central has."""
+        self._telling: asyncio.Task[float | None] | None = None
+        """An answer that is on its way to the gate."""
 
     async def run(self) -> None:
-        while True:
-            await _sleep(await self.round(), self._central, self._pace)
+        try:
+            while True:
+                await _sleep(await self.round(), self._central, self._pace)
+        finally:
+            _give_up(self._ahead)
+            _give_up(self._telling)
 
     async def round(self) -> float:
         """One batch. Gives the seconds to wait before the next."""
-        ask = self._uploads.ask()
         try:
-            box = await self._link.call("outbox", limit=ask.most, since=ask.since)
-            self._away.reset()
-            if not box["enrolled"] or _token(self._central) is None:
-                return self._pace.look
-            wait = await self._send(box)
+            if self._ahead is None and (wait := await self._told()) is not None:
+                return wait
+            return await self._send()
         except Away:  # said by the loop of the changes, which meets the same
             return self._away.next()
         except Refused as error:
             self._trouble.say(f"refused {error.code}", "the gate refuses a call", reason=str(error))
             self._uploads.no_answer()
             return self._failed.next()
-        return wait
 
-    async def _send(self, box: Mapping[str, Any]) -> float:
-        body, sent = self._batch(box)
+    async def _send(self) -> float:
+        ask = self._uploads.ask()
+        ahead, self._ahead = self._ahead, None
+        page = await (self._page(ask.most, ask.since) if ahead is None else ahead)
+        if page is None:
+            return self._pace.look
+        self._away.reset()
+        sent = page.sent
         if not sent:
-            looking = self._uploads.ask().since is not None
             self._uploads.nothing()
-            if not looking:
-                self._counts.backlog.set(0)
-            return self._failed.next() if looking else self._pace.idle
-        if self._uploads.ask().since is None:
-            self._counts.backlog.set(box["last_seq"] - sent[0].seq + 1)
+            if ask.since is not None:
+                return self._failed.next()
+            self._counts.backlog.set(0)
+            return self._pace.idle
+        following = None
+        if ask.since is None:
+            self._counts.backlog.set(page.last_seq - sent[0].seq + 1)
+            if sent[-1].seq < page.last_seq:
+                following = asyncio.ensure_future(self._page(ask.most, sent[-1].seq))
         try:
-            answer = await self._central.events(body)
+            return await self._exchange(page, following)
+        finally:
+            if self._ahead is not following:
+                _give_up(following)
+
+    async def _exchange(self, page: _Page, following: asyncio.Task[_Page | None] | None) -> float:
+        try:
+            answer = await self._central.events(page.body)
         except NoAnswer as error:
             self._trouble.say(error.kind, str(error))
             self._uploads.no_answer(slow=error.kind == "timeout")
             return self._failed.next()
-        if answer.signature:
-            return await self._hand_over(answer, sent, box)
-        return await self._unsigned(answer, sent)
+        if (wait := await self._told()) is not None:
+            return wait
+        if not answer.signature:
+            return await self._unsigned(answer, page.sent)
+        self._telling = asyncio.ensure_future(self._tell(answer, page.sent))
+        if following is not None and _took_all(answer, page.sent):
+            # What the gate makes of it changes nothing about what comes next, so that is not waited for.
+            self._uploads.taken(page.sent)
+            self._ahead = following
+            return 0
+        if (wait := await self._told()) is not None:
+            return wait
+        self._uploads.taken(page.sent)
+        if self._uploads.ask().since is not None or page.sent[-1].seq < page.last_seq:
+            return 0
+        self._trouble.over()
+        self._counts.backlog.set(0)
+        return self._pace.idle
+
+    async def _page(self, most: int, since: int | None) -> _Page | None:
+        """What the gate has to send; None before this gateway is enrolled."""
+        box = await self._link.call("outbox", limit=most, since=since)
+        if not box["enrolled"] or _token(self._central) is None:
+            return None
+        return _Page(*self._batch(box), box["last_seq"])
 
     def _batch(self, box: Mapping[str, Any]) -> tuple[bytes, list[Event]]:
         """The request's body, no longer than the protocol has it, and what is in it."""
@@ -297,7 +353,13 @@ class Sending:
         head = orjson.dumps({"gateway": gateway, "nonce": box["nonce"], "keys": box["keys"]})
         return head[:-1] + b',"events":[' + b",".join(parts) + b"]}", sent
 
-    async def _hand_over(self, answer: Answer, sent: list[Event], box: Mapping[str, Any]) -> float:
+    async def _told(self) -> float | None:
+        """The gate has the answer that was on its way to it; gives the seconds to wait where it, or what is
+        in it, leaves something to be sent again. Raises Away."""
+        telling, self._telling = self._telling, None
+        return None if telling is None else await telling
+
+    async def _tell(self, answer: Answer, sent: Sequence[Event]) -> float | None:
         try:
             result = await self._link.call(
                 "uploaded",
@@ -321,14 +383,9 @@ class Sending:
             self._trouble.say("takes nothing", "the central answers and takes none of the events")
             self._uploads.no_answer()
             return self._failed.next()
-        self._uploads.taken(sent)
         self._failed.reset()
         self._slow.reset()
-        if self._uploads.ask().since is not None or sent[-1].seq < box["last_seq"]:
-            return 0
-        self._trouble.over()
-        self._counts.backlog.set(0)
-        return self._pace.idle
+        return None
 
     async def _unsigned(self, answer: Answer, sent: list[Event]) -> float:
         status = answer.status
@@ -361,9 +418,28 @@ class Sending:
         await self._link.call("refuse", epoch=event.epoch, seq=event.seq, reason=reason)
 
 
+def _give_up(task: asyncio.Task[Any] | None) -> None:
+    """Nobody waits for it any more, whatever becomes of it."""
+    if task is not None:
+        task.cancel()
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+
+def _took_all(answer: Answer, sent: Sequence[Event]) -> bool:
+    """Whether it says so; nobody has verified it yet."""
+    try:
+        said = protocol.uploaded_of(protocol.decode(answer.body, answer.type))
+    except protocol.ProtocolError:
+        return False
+    return said.conflict is None and _settled_by(said, sent) == len(sent)
+
+
 def _settled(answer: Answer, sent: Sequence[Event]) -> int:
     """How many of them the central says to have, or to refuse by name; the gate has verified the answer."""
-    said = protocol.uploaded_of(protocol.decode(answer.body, answer.type))
+    return _settled_by(protocol.uploaded_of(protocol.decode(answer.body, answer.type)), sent)
+
+
+def _settled_by(said: protocol.Uploaded, sent: Sequence[Event]) -> int:
     settled = {Event(epoch, seq) for epoch, seq, _ in said.refused}.intersection(sent)
     seqs = [event.seq for event in sent]
     for epoch, first, last in said.acknowledged:

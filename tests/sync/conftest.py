@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
@@ -113,13 +114,13 @@ async def carrying(
     *,
     pace: Pace = QUICK,
     limits: Limits = LIMITS,
-    ca_file: Path | None = None,
+    context: ssl.SSLContext | None = None,
     gate_seconds: float = 20,
 ) -> AsyncIterator[Courier]:
     """The loops of the sync between the rigs, until the block ends."""
     counts, tokens = Counts(), Tokens(rigs.state_dir, None)
-    context = tls(ca_file, None, None)
-    central = Central(rigs.central.url, tokens, "ab" * 32, counts, context=context, limits=limits)
+    trust = context or tls(None, None, None)
+    central = Central(rigs.central.url, tokens, "ab" * 32, counts, context=trust, limits=limits)
     links = [Link(lambda seconds: _Gate(rigs.gate.path, seconds), gate_seconds) for _ in range(3)]
 
     def draw() -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -33,9 +34,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway.cli import main
 from gateway.control import Socket
 from gateway.host import machine_identity
+from gateway.sync.client import tls
 from gateway.sync.counts import Counts
-from tests.sync.central_rig import CentralRig, answering, bomb, endless
-from tests.sync.conftest import Rigs
+from tests.sync.central_rig import answering, bomb, endless
+from tests.sync.conftest import Courier, Rigs, carrying, until
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = """
@@ -167,20 +169,21 @@ def value(page: str, name: str, **labels: str) -> float | None:
     return None
 
 
-Refused = Callable[..., str]
+Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Iterator[Refused]:
-    """What a command says when it refuses; in this process, which is quicker."""
+def command(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """A command in this process, which is quicker: exit status, output, and what it says."""
     mask = os.umask(0)
     os.umask(mask)
 
-    def refused(*words: str) -> str:
-        assert main([*words]) == 2
-        return capsys.readouterr().err
+    def command(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = main([*words])
+        return status, *capsys.readouterr()
 
-    yield refused
+    yield command
     os.umask(mask)
 
 
@@ -190,7 +193,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Iterator[Refused]:
 def test_the_process_carries_within_its_memory_and_keeps_secrets(rigs: Rigs) -> None:
     """A snapshot of 64 MB, bombs and endless bodies cost it little memory; neither token nor code nor key is
     in its log; it is ready and feeds the watchdog; SIGTERM ends it."""
-    token = "secret-renewed-token-0123456789"
+    renewed = "secret-renewed-token-0123456789"
     content = os.urandom(1 << 20) * 64
     rigs.central.faults["changes"].append(bomb("gzip"))
     rigs.central.faults["events"].append(endless)
@@ -200,7 +203,7 @@ def test_the_process_carries_within_its_memory_and_keeps_secrets(rigs: Rigs) -> 
         wait_for(lambda: rigs.gate.mark == 10 and rigs.central.held, 60)
         assert sync.get("/metrics")[0] == 200
         before = sync.peak()
-        rigs.central.renew_with = token
+        rigs.central.renew_with = renewed
         rigs.central.use_snapshot(content, '"s1"')
         rigs.gate.want = {"at_least": None}
         rigs.do(
@@ -209,13 +212,13 @@ def test_the_process_carries_within_its_memory_and_keeps_secrets(rigs: Rigs) -> 
         wait_for(lambda: rigs.gate.files, 60)
         assert rigs.gate.files == [content]
         assert sync.peak() - before < 16 << 20
-        wait_for(lambda: any(r["headers"]["Authorization"].endswith(token) for r in rigs.central.requests))
+        wait_for(lambda: any(r["headers"]["Authorization"].endswith(renewed) for r in rigs.central.requests))
         assert {"READY=1", "WATCHDOG=1"} <= set(sync.notified)
         page = sync.get("/metrics")[1]
         sync.stop()
     assert "STOPPING=1" in sync.notified
-    assert (rigs.state_dir / "token").read_text() == token
-    for secret in (token, "first-token", "VERYSECRETCODE", rigs.central.public, machine_identity()):
+    assert (rigs.state_dir / "token").read_text() == renewed
+    for secret in (renewed, "first-token", "VERYSECRETCODE", rigs.central.public, machine_identity()):
         assert secret not in sync.log
         assert secret not in page
 
@@ -291,17 +294,10 @@ def test_a_token_from_the_service_manager(rigs: Rigs) -> None:
     assert (rigs.state_dir / "token").read_text() == "renewed-token-0123456789"
 
 
-def test_a_moved_card_is_told(rigs: Rigs) -> None:
-    """The machine that was noted at enrolment is another: it says what to do, and tries all the same."""
+def test_what_is_told_at_the_start(rigs: Rigs) -> None:
+    """The machine that was noted at enrolment is another, and the pages' address is in use: both are told,
+    with what to do, and stop nothing."""
     (rigs.state_dir / "machine").write_text("0" * 64)
-    with syncing(rigs.folder, configure(rigs.folder, rigs.central.url)) as sync:
-        wait_for(lambda: rigs.central.held)
-        sync.stop()
-    assert sync.log.count("another computer than the one that was enrolled") == 1
-
-
-def test_an_address_in_use_stops_only_the_pages(rigs: Rigs) -> None:
-    """The rest of the sync goes on, and the log says what to set."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         config = configure(rigs.folder, rigs.central.url)
         port = taken.getsockname()[1]
@@ -309,6 +305,7 @@ def test_an_address_in_use_stops_only_the_pages(rigs: Rigs) -> None:
         with syncing(rigs.folder, config) as sync:
             wait_for(lambda: rigs.central.held and "cannot be served" in sync.log)
             sync.stop()
+    assert sync.log.count("another computer than the one that was enrolled") == 1
 
 
 @pytest.mark.parametrize(
@@ -319,10 +316,12 @@ def test_an_address_in_use_stops_only_the_pages(rigs: Rigs) -> None:
         ('state_dir = "{folder}/a/b"', "install -d -m 700"),
     ],
 )
-def test_what_it_cannot_start_with_is_told(tmp_path: Path, refused: Refused, more: str, says: str) -> None:
+def test_what_it_cannot_start_with_is_told(tmp_path: Path, command: Command, more: str, says: str) -> None:
     """A file of [central] that is not there or no certificate, and a folder that cannot be made."""
     config = configure(tmp_path, "https://central.example", more.format(folder=tmp_path))
-    assert says in refused("sync", "--config", str(config))
+    status, _, said = command("sync", "--config", str(config))
+    assert status == 2
+    assert says in said
 
 
 # --- TLS ---------------------------------------------------------------------------------------------
@@ -351,68 +350,66 @@ def certificates(folder: Path) -> tuple[Path, Path]:
     return folder / "cert.pem", folder / "key.pem"
 
 
-def test_tls_with_a_pinned_ca_and_a_client_certificate(rigs: Rigs) -> None:
+def test_tls_with_a_pinned_ca_and_a_client_certificate(rigs: Rigs, logged: Callable[[], str]) -> None:
     """Nobody is believed whom the system's CAs do not know; with ca_file that one is, and is shown ours."""
     cert, key = certificates(rigs.folder)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
     context.load_verify_locations(cert)
     context.verify_mode = ssl.CERT_REQUIRED
-    central = CentralRig()
-    rigs.on(central.start(context=context))
+    rigs.on(rigs.central.stop())
+    rigs.on(rigs.central.start(context=context))
     rigs.gate.last = 1
-    rigs.keep_token(central.tokens[0])
-    try:
-        with syncing(rigs.folder, configure(rigs.folder, central.url)) as sync:
-            wait_for(lambda: "no trust in the central's certificate" in sync.log)
-            sync.stop()
-        assert not central.requests
-        more = f'ca_file = "{cert}"\nclient_cert = "{cert}"\nclient_key = "{key}"'
-        with syncing(rigs.folder, configure(rigs.folder, central.url, more)) as sync:
-            wait_for(lambda: central.arrived == [1])
-            sync.stop()
-    finally:
-        rigs.on(central.stop())
+
+    async def main() -> None:
+        for wrong in (tls(None, cert, key), tls(cert, None, None)):
+            async with carrying(rigs, context=wrong) as courier:
+                await until(lambda: _failures(courier) > 1)
+        assert not rigs.central.requests
+        async with carrying(rigs, context=tls(cert, cert, key)):
+            await until(lambda: rigs.gate.mark == 1)
+
+    asyncio.run(main())
+    assert "no trust in the central's certificate" in logged()
+
+
+def _failures(courier: Courier) -> float:
+    return sum(
+        courier.count("gateway_sync_requests_total", call="changes", result=kind)
+        for kind in ("tls", "connection")
+    )
 
 
 # --- gateway enroll ------------------------------------------------------------------------------------
-
-
-def run(*words: str, text: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "gateway", *words],
-        input=text,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=50,
-        check=False,
-    )
 
 
 def words(config: Path, url: str, code: str = CODE) -> list[str]:
     return ["enroll", url, code, "--config", str(config)]
 
 
-def enroll(config: Path, url: str) -> subprocess.CompletedProcess[str]:
-    """With the code from standard input."""
-    return run("enroll", url, "-", "--config", str(config), text=f"{CODE}\n")
-
-
-def test_a_gateway_is_joined_without_a_gate(rigs: Rigs) -> None:
+def test_a_gateway_is_joined_without_a_gate(rigs: Rigs, command: Command) -> None:
     """The central is pinned in the data_dir, token and machine are kept with mode 0600; the same command
-    again does the same; the code is in no output."""
+    again does the same; the code, which may come from standard input, is in no output."""
     rigs.central.codes[CODE] = ""
     (rigs.state_dir / "token").unlink()
     config = configure(rigs.folder, rigs.central.url)
-    for _ in range(2):
-        done = enroll(config, rigs.central.url)
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout) == {
+    first = subprocess.run(
+        [sys.executable, "-m", "gateway", *words(config, rigs.central.url, "-")],
+        input=f"{CODE}\n",
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=50,
+        check=True,
+    )
+    again = command(*words(config, rigs.central.url))
+    for status, out, err in ((0, first.stdout, first.stderr), again):
+        assert status == 0, err
+        assert json.loads(out) == {
             "gateway": "north", "venue": "main", "url": rigs.central.url, "keys": ["k1"]
         }  # fmt: skip
-        assert CODE not in done.stdout + done.stderr
-        assert rigs.central.tokens[0] not in done.stdout + done.stderr
+        assert CODE not in out + err
+        assert rigs.central.tokens[0] not in out + err
     pinned = json.loads((rigs.folder / "central.json").read_text())
     assert pinned["keys"] == {"k1": rigs.central.public}
     assert (pinned["url"], pinned["gateway"], pinned["venue"]) == (rigs.central.url, "north", "main")
@@ -422,7 +419,7 @@ def test_a_gateway_is_joined_without_a_gate(rigs: Rigs) -> None:
     assert rigs.central.codes[CODE] == machine_identity()
 
 
-def test_a_running_gate_is_told(rigs: Rigs) -> None:
+def test_a_running_gate_is_told(rigs: Rigs, command: Command) -> None:
     """Through its socket for administrators; where it refuses, the command may be repeated."""
     rigs.central.codes[CODE] = ""
     config = configure(rigs.folder, rigs.central.url)
@@ -435,14 +432,14 @@ def test_a_running_gate_is_told(rigs: Rigs) -> None:
     admin = Socket("admin", {"enrolled": enrolled}, {"gateway": "north"}, print)
     rigs.on(admin.listen(rigs.folder / "admin.sock"))
     try:
-        assert enroll(config, rigs.central.url).returncode == 0
+        assert command(*words(config, rigs.central.url))[0] == 0
         admin.calls = {}
         (rigs.state_dir / "token").unlink()
-        again = enroll(config, rigs.central.url)
+        status, _, said = command(*words(config, rigs.central.url))
     finally:
         rigs.do(admin.close)
-    assert again.returncode == 2
-    assert "give the same command again" in again.stderr
+    assert status == 2
+    assert "give the same command again" in said
     assert not (rigs.state_dir / "token").exists()
     [call] = told
     assert call["keys"] == [{"id": "k1", "public": rigs.central.public}]
@@ -452,23 +449,23 @@ def test_a_running_gate_is_told(rigs: Rigs) -> None:
     assert not (rigs.folder / "central.json").exists()
 
 
-def test_the_lines_for_the_configuration_are_told(rigs: Rigs) -> None:
+def test_the_lines_for_the_configuration_are_told(rigs: Rigs, command: Command) -> None:
     """Without [central] the gateway is joined and the lines are printed; with another url nobody is asked."""
     rigs.central.codes[CODE] = ""
     lines = f'[central]\nurl = "{rigs.central.url}"\n'
-    done = enroll(configure(rigs.folder, None), rigs.central.url)
-    assert done.returncode == 0
-    assert lines in done.stderr
+    status, _, said = command(*words(configure(rigs.folder, None), rigs.central.url))
+    assert status == 0
+    assert lines in said
     before = len(rigs.central.requests)
-    other = enroll(configure(rigs.folder, "https://other.example"), rigs.central.url)
-    assert other.returncode == 2
-    assert lines in other.stderr
-    assert "https://other.example" in other.stderr
+    status, _, said = command(*words(configure(rigs.folder, "https://other.example"), rigs.central.url))
+    assert status == 2
+    assert lines in said
+    assert "https://other.example" in said
     assert len(rigs.central.requests) == before
 
 
 @pytest.mark.parametrize("text", ["[1]", "{}", '{"token":5}', "<html>"])
-def test_an_answer_that_is_none_pins_nothing(rigs: Rigs, refused: Refused, text: str) -> None:
+def test_an_answer_that_is_none_pins_nothing(rigs: Rigs, command: Command, text: str) -> None:
     """What is no enrolment is told, and nothing is written."""
 
     async def answer(_: web.Request) -> web.StreamResponse:
@@ -476,26 +473,34 @@ def test_an_answer_that_is_none_pins_nothing(rigs: Rigs, refused: Refused, text:
 
     rigs.central.faults["enroll"].append(answer)
     (rigs.state_dir / "token").unlink()
-    assert "no central" in refused(*words(configure(rigs.folder, rigs.central.url), rigs.central.url))
+    status, _, said = command(*words(configure(rigs.folder, rigs.central.url), rigs.central.url))
+    assert status == 2
+    assert "no central" in said
     assert not (rigs.folder / "central.json").exists()
     assert not (rigs.state_dir / "token").exists()
 
 
-def test_refusals_say_what_to_do(rigs: Rigs, refused: Refused) -> None:
+def test_refusals_say_what_to_do(rigs: Rigs, command: Command) -> None:
     """A wrong code, too many tries, another gateway's code, an address that is none or has nobody."""
+
+    def refused(config: Path, url: str, code: str = CODE) -> str:
+        status, _, said = command(*words(config, url, code))
+        assert status == 2
+        return said
+
     config, url = configure(rigs.folder, rigs.central.url), rigs.central.url
-    assert "have a new one made" in refused(*words(config, url, "XXXX-XXXX-XXXX"))
+    assert "have a new one made" in refused(config, url, "XXXX-XXXX-XXXX")
     rigs.central.faults["enroll"].extend([answering(429, "slow_down", Retry_After="90"), answering(500)])
-    assert "wait 90 s" in refused(*words(config, url))
-    assert "the central answers 500" in refused(*words(config, url))
+    assert "wait 90 s" in refused(config, url)
+    assert "the central answers 500" in refused(config, url)
     rigs.central.codes[CODE] = ""
-    assert 'set id = "north"' in refused(*words(configure(rigs.folder, url, id_="south"), url))
-    assert "CODE is empty" in refused(*words(config, url, ""))
+    assert 'set id = "north"' in refused(configure(rigs.folder, url, id_="south"), url)
+    assert "CODE is empty" in refused(config, url, "")
     alone = configure(rigs.folder, None)
-    assert "write https://" in refused(*words(alone, "http://central.example"))
+    assert "write https://" in refused(alone, "http://central.example")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    nobody = refused(*words(alone, f"http://127.0.0.1:{port}"))
+    nobody = refused(alone, f"http://127.0.0.1:{port}")
     assert "no connection to the central" in nobody
     assert "give the same command again" in nobody
     assert not (rigs.folder / "central.json").exists()
