@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from gateway.central.adminclient import Admin
-from gateway.central.conformance.client import Audit, Client, Wire, manifest_bytes
+from gateway.central.conformance.audit import Audit
+from gateway.central.conformance.client import Client, Wire, manifest_bytes
 from gateway.central.conformance.enrolment import ask, joined, machine
 from gateway.cli import main
 

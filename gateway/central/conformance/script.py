@@ -7,7 +7,8 @@ from contextlib import suppress
 
 from gateway.central.adminclient import CentralError
 from gateway.central.conformance import changes, enrolment, events, snapshots
-from gateway.central.conformance.client import Audit, Wire
+from gateway.central.conformance.audit import Audit
+from gateway.central.conformance.client import Wire
 from gateway.central.conformance.means import Means
 from gateway.central.conformance.report import Report
 
