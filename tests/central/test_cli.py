@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,17 +91,27 @@ def run(central: Admin, capsys: pytest.CaptureFixture[str]) -> Run:
     return run_
 
 
-def piped(text: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """A command with something on standard input."""
-    return subprocess.run(
-        [sys.executable, "-m", "gateway", "central", *words],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        input=text,
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Piped = Callable[..., Done]
+
+
+@pytest.fixture
+def piped(central: Admin, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Piped:
+    """Runs a command with something on standard input."""
+
+    def piped_(text: str, *words: str) -> Done:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        status = main(["central", *words])
+        return Done(status, *capsys.readouterr())
+
+    return piped_
 
 
 def gateway(central: Admin, name: str = "north") -> Client:
@@ -131,7 +143,11 @@ def lines_of_the_page() -> list[list[str]]:
 
 
 def test_every_command_of_the_page_runs(
-    central: Admin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    central: Admin,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    piped: Piped,
 ) -> None:
     """In the order of the page, against a central with the cards and the gateway that it speaks of."""
     monkeypatch.chdir(tmp_path)
@@ -193,7 +209,7 @@ def test_the_acts_change_what_they_name(central: Admin, run: Run) -> None:
     assert [version["record"]["state"] for version in versions[-2:]] == ["blocked", "active"]
 
 
-def test_a_code_comes_on_standard_input_alone(central: Admin) -> None:
+def test_a_code_comes_on_standard_input_alone(central: Admin, piped: Piped) -> None:
     """The old card by its code, the new code below it; neither is in what the command says."""
     done = piped("8K2MPX4T7Q\nN3W-C0DE-77\n", "replace", "-", "C7")
     assert done.returncode == 0, done.stderr
@@ -210,7 +226,7 @@ def test_a_code_comes_on_standard_input_alone(central: Admin) -> None:
     assert "standard input has no code" in empty.stderr
 
 
-def test_what_was_exported_can_be_loaded(central: Admin, run: Run, tmp_path: Path) -> None:
+def test_what_was_exported_can_be_loaded(central: Admin, run: Run, tmp_path: Path, piped: Piped) -> None:
     """Into another venue, whole; a bad line refuses the file, or is left out and told of."""
     exported = piped("", "export").stdout
     assert '"8K2MPX4T7Q"' in exported
@@ -255,7 +271,7 @@ def _manifest(client: Client) -> bytes:
     return manifest_bytes(client.snapshot().expect(200))
 
 
-def test_tokens_have_roles_and_files(central: Admin, run: Run, tmp_path: Path) -> None:
+def test_tokens_have_roles_and_files(central: Admin, run: Run, tmp_path: Path, piped: Piped) -> None:
     """A new token goes into a file of its own that nobody else may read; its role bounds what it may do."""
     file = tmp_path / "reader.token"
     [made] = run("tokens", "create", "reader", "read", "--to", str(file))
@@ -276,7 +292,7 @@ def test_tokens_have_roles_and_files(central: Admin, run: Run, tmp_path: Path) -
     assert file.read_text().strip() not in gone.stderr
 
 
-def test_events_come_as_lines_as_csv_and_by_number(central: Admin, run: Run) -> None:
+def test_events_come_as_lines_as_csv_and_by_number(central: Admin, run: Run, piped: Piped) -> None:
     """In the order of arrival, and from a number on."""
     east = gateway(central, "east")
     event = {"gateway": "east", "epoch": 7, "at": "2026-11-21T10:00:00+00:00", "kind": "open", "lane": "l"}
