@@ -254,8 +254,11 @@ class News:
         return signer, parse(protocol.decode(raw, type_))
 
     def _asked_with(self, changes: Changes) -> Snapshot:
-        """The snapshot whose cursor was asked with, and that the changes follow on."""
+        """The snapshot whose cursor was asked with, and that the changes follow on. Also the one in use while
+        another catches up: a question that was open when that came is still worth its answer."""
         target = self._target
+        if target is not None and changes.cursor != target.cursor:
+            target = self._d.snapshot
         if target is None or changes.cursor != target.cursor:
             raise ProtocolError("cursor: it does not follow on what is here")
         if changes.said.history != target.history:
@@ -504,6 +507,8 @@ class News:
             )
             if opened is None or opened.generation <= d.generation:
                 raise ProtocolError("the generation that was built cannot be opened")
+            while self._busy:  # what is being applied may bring the one in use beyond this one
+                yield Later(_GLANCE)
             try:
                 self._fits(trust, manifest)
             except ProtocolError:  # the central has said something else while it was built
