@@ -30,6 +30,8 @@ from tests.hand import Courier, Hand
 
 SEED = 20261123
 CORRUPTIONS = 1000
+PAUSE = 0.005
+"""Seconds between two rounds of scans, for everybody else on this machine."""
 Make = Callable[..., Site]
 EXPECTED = {"OPEN1": "granted", "OPEN0": "revoked", "OPEN2": "granted"}
 
@@ -40,14 +42,14 @@ class Scanning:
     def __init__(self, gate: Joined) -> None:
         self.count = 0
         self._gate = gate
-        self._stop = False
+        self._stop = threading.Event()
         self._failed: BaseException | None = None
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
         try:
             with contextlib.closing(Watch(Path(str(self._gate.site.gateway["admin_socket"])))) as watch:
-                while not self._stop:
+                while not self._stop.wait(PAUSE):
                     for code, verdict in EXPECTED.items():
                         self._gate.site.scanners["in"].scan(code)
                         told = watch.next()
@@ -69,7 +71,7 @@ class Scanning:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop = True
+        self._stop.set()
         self._thread.join(WAIT)
         assert not self._thread.is_alive()
         if self._failed is not None:
