@@ -199,7 +199,7 @@ def test_commands_that_are_refused(store: Store, do: str, what: dict[str, Any]) 
     assert store.log("main")[1] == position
 
 
-def test_nothing_becomes_visible_behind_a_cursor(open_store: Callable[..., Store], own_file: None) -> None:
+def test_nothing_becomes_visible_behind_a_cursor(open_store: Callable[..., Store]) -> None:
     """A reader that follows while two writers write misses nothing: two connections, each in its thread."""
     store, other = open_store(), open_store()
     faults: list[BaseException] = []
