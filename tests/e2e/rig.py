@@ -90,7 +90,9 @@ class Zygote:
         if error := self.ask("connect", host=host, port=port):
             raise ConnectionError(error)
         _, (fd,), _, _ = socket.recv_fds(self._way, 1, 1)
-        return socket.socket(fileno=fd)
+        made = socket.socket(fileno=fd)
+        made.settimeout(WAIT)
+        return made
 
     def close(self) -> None:
         assert self._process.stdin is not None

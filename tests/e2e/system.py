@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import random
+import re
 import signal
 import socket
 import ssl
@@ -187,12 +188,8 @@ class Central:
     def call(self, method: str, path: str, body: Json | list[Json] | None = None, **query: Any) -> Any:
         """A call of the admin API; a list goes as NDJSON. Raises Refused, and OSError or HTTPException where
         the central is away."""
-        raw = self._ask(method, f"admin/v1/{path}", body, query)
+        raw = self._ask(method, path, body, query)
         return json.loads(raw) if raw else None
-
-    def metrics(self) -> str:
-        """What it counts, as Prometheus reads it."""
-        return self._ask("GET", "metrics", None, {}).decode()
 
     def _ask(self, method: str, path: str, body: Json | list[Json] | None, query: Json) -> bytes:
         given = "&".join(f"{name}={value}" for name, value in query.items())
@@ -204,12 +201,11 @@ class Central:
             headers["Content-Type"] = "application/x-ndjson" if lines else "application/json"
         connection = http.client.HTTPConnection(self.host, self.port, timeout=WAIT)
         sock = self._zygote.connect(self.host, self.port)
-        sock.settimeout(WAIT)
         connection.sock = sock
         with contextlib.closing(connection):
             if self._context is not None:
                 connection.sock = self._context.wrap_socket(sock, server_hostname=self.host)
-            connection.request(method, f"/{path}" + (f"?{given}" if given else ""), content, headers)
+            connection.request(method, f"/admin/v1/{path}" + (f"?{given}" if given else ""), content, headers)
             response = connection.getresponse()
             raw = response.read()
         if response.status >= 300:
@@ -221,7 +217,7 @@ class Central:
 
     def export(self) -> list[Json]:
         """Every record, without those that come from events."""
-        lines = self._ask("GET", "admin/v1/venues/main/records", None, {}).splitlines()
+        lines = self._ask("GET", "venues/main/records", None, {}).splitlines()
         return [record for record in map(json.loads, lines) if record["kind"] != "usage"]
 
     def position(self) -> int:
@@ -303,6 +299,17 @@ class Gateway:
     def status(self) -> Json:
         found: Json = self.site.call("status")
         return found
+
+    def requests(self, call: str) -> dict[str, int]:
+        """How often its sync has made a call of the protocol, by what came of it."""
+        host, _, port = str(self.site.sections["web"]["listen"]).rpartition(":")
+        connection = http.client.HTTPConnection(host, timeout=WAIT)
+        connection.sock = self._zygote.connect(host, int(port))
+        with contextlib.closing(connection):
+            connection.request("GET", "/metrics")
+            text = connection.getresponse().read().decode()
+        line = re.compile(rf'gateway_sync_requests_total{{call="{call}",result="(\w+)"}} ([0-9.]+)')
+        return {result: int(float(count)) for result, count in line.findall(text)}
 
     def cards(self) -> int:
         """How many credentials it has; 0 without a snapshot."""
@@ -425,7 +432,7 @@ class System:
         count = 0
         for event in gateway.events():
             key = event["epoch"], event["seq"]
-            assert theirs.get(key) == event, f"{key} of {gateway.name}"
+            assert theirs.get(key) == event, f"{key} of {gateway.name}: {theirs.get(key)} instead of {event}"
             count += 1
         assert count == len(theirs), f"the central has events that {gateway.name} has not"
 
