@@ -15,7 +15,7 @@ from gateway.cache.build import build
 from gateway.control import CallError
 from gateway.host import write_durably
 from gateway.trust import Trust, pinned_from
-from tests.e2e.rig import WAIT, Json, Site, card, ndjson, product, venue
+from tests.e2e.rig import WAIT, Json, Site, card, ndjson, product, until, venue
 from tests.hand import Courier, Hand
 
 LANES = (
@@ -100,19 +100,28 @@ class Joined:
         assert told.value.code == "refused", told.value
         return str(told.value)
 
-    def throw(self, call: str, after: float, **arguments: Any) -> None:
-        """Ask for something, and be gone so many seconds later without having read an answer."""
+    def throw(self, call: str, when: float | Callable[[], object], **arguments: Any) -> None:
+        """Ask for something, and be gone so many seconds later, or when something holds, without having read
+        an answer."""
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(WAIT)
             sock.connect(str(self.site.gateway["sync_socket"]))
             sock.sendall(orjson.dumps({"id": 1, "call": call, **arguments}) + b"\n")
-            time.sleep(after)
+            if callable(when):
+                until(when)
+            else:
+                time.sleep(when)
 
 
 def join(make: Callable[..., Site], **gateway: Any) -> Joined:
     """A gate with cards of its central in use, as an enrolment and a first snapshot leave it."""
     site, hand = make(LANES, POINTS, READERS, **gateway), Hand()
-    log = {"cursor": hand.cursor, "history": hand.history, "position": hand.position, "published": hand.now}
+    log: dict[str, Any] = {
+        "cursor": hand.cursor,
+        "history": hand.history,
+        "position": hand.position,
+        "published": hand.now,
+    }
     build(site.data_dir, ndjson(records()).splitlines(), source="the central", pace=0, **log)
     pinned = pinned_from(hand.enrolment())
     pinned.want_snapshot = False

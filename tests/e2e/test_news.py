@@ -460,8 +460,8 @@ def test_a_power_cut_in_the_middle_of_a_revocation(gate: Joined) -> None:
     """Whenever the power goes, the gate is either not revoked, or has nothing left after the next start."""
     rng = random.Random(SEED)
     known = False
-    moments: list[Callable[[], bool]] = [
-        *[lambda: True] * 4,
+    moments: list[float | Callable[[], bool]] = [
+        *(rng.random() * 0.012 for _ in range(4)),
         *[lambda: bool(gate.status["central"]["revoked"])] * 3,
         lambda: "code.key" not in gate.files(),
     ]
@@ -470,8 +470,7 @@ def test_a_power_cut_in_the_middle_of_a_revocation(gate: Joined) -> None:
         if asked["revoked"]:
             gate.enrol()
             gate.courier.first(records())
-        gate.throw("answer", rng.random() * 0.012, **gate.hand.revoked(gate.courier.poll()))
-        until(moment)
+        gate.throw("answer", moment, **gate.hand.revoked(gate.courier.poll()))
         gate.restart()
         known = gate.courier.poll()["revoked"]
         assert gate.verdict("OPEN0") == ("unknown_credential" if known else "granted")
