@@ -30,6 +30,7 @@ EventJson = Callable[[Sequence[str], Sequence[Any], str, str], dict[str, Any]]
 and the name of its time zone."""
 
 _FEW = 50
+"""Events that are made into a request at once; more are milliseconds, and news are waiting for the loop."""
 _ENVELOPE = 4096
 """Bytes of a request to /v1/events beside its events."""
 
@@ -332,7 +333,9 @@ class Sending:
         box = await self._link.call("outbox", limit=most, since=since)
         if not box["enrolled"] or _token(self._central) is None:
             return None
-        return _Page(*self._batch(box), box["last_seq"])
+        if len(box["rows"]) <= _FEW:
+            return _Page(*self._batch(box), box["last_seq"])
+        return _Page(*await in_thread(lambda: self._batch(box)), box["last_seq"])
 
     def _batch(self, box: Mapping[str, Any]) -> tuple[bytes, list[Event]]:
         """The request's body, no longer than the protocol has it, and what is in it."""
