@@ -30,6 +30,7 @@ _PRAGMAS = (
     "PRAGMA secure_delete = FAST",  # what a forgotten holder's row held is overwritten
     "PRAGMA cache_size = -65536",  # loading a million cards goes all over the tables' trees
     "PRAGMA temp_store = MEMORY",
+    "PRAGMA journal_size_limit = 67108864",  # what a large load made of the log is given back
 )
 
 

@@ -21,6 +21,7 @@ from gateway.central.movements import HAVE, Arrival, look_for_double_entries, mo
 from gateway.sync.protocol import MAX_RECORD, ProtocolError, instant
 
 _event, _epoch, _gateway = schema.event.c, schema.epoch.c, schema.gateway.c
+_EPOCHS = 500
 _NEW = insert(schema.event)
 _KNOWN = select(_event.seq, _event.digest).where(
     _event.gateway == bindparam("gateway"),
@@ -234,8 +235,9 @@ def _note_epochs(conn: Connection, gateway: str, rows: Sequence[dict[str, Any]])
 
 
 def have(conn: Connection, gateway: str) -> dict[int, int]:
-    """The highest number of each epoch."""
-    return {row.epoch: row.last_seq for row in conn.execute(HAVE, {"gateway": gateway})}
+    """The highest number of each epoch, of the newest if there are very many: an answer has a bound."""
+    newest = sorted(conn.execute(HAVE, {"gateway": gateway}), key=lambda row: -row.number)[:_EPOCHS]
+    return {row.epoch: row.last_seq for row in newest}
 
 
 def listed(

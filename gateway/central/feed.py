@@ -190,30 +190,51 @@ def command(
 
 
 def compact(log: Log) -> None:
-    """Removes deletions older than 30 days, commands that have expired, and usage that nothing can need."""
+    """Removes deletions older than 30 days, commands that have expired, and usage that nothing can need.
+
+    What is to go is looked for without a lock, and removed in short transactions.
+    """
     with log.db.read() as conn:
         venues = list(conn.execute(select(_venue.id)).scalars())
     for venue in venues:
         with log.db.read() as conn:
-            usage = retention.old_usage(conn, venue, log.clock())
-        with log.turn() as turn:
-            _drop_tombstones(turn, venue)
-            turn.conn.execute(delete(schema.change).where(_change.venue == venue, _change.until <= turn.now))
-            for start in range(0, len(usage), 500):
-                part = usage[start : start + 500]
-                turn.conn.execute(
-                    delete(schema.change).where(
-                        _change.venue == venue, _change.kind == "usage", _change.id.in_(part)
-                    )
-                )
+            found = _over(conn, venue, log.clock())
+        for start in range(0, len(found), 1000):
+            part = found[start : start + 1000]
+            with log.turn() as turn:
+                turn.conn.execute(_DROP, part)
+                # A command or a usage that has had its time is nothing that a cursor could miss.
+                deletions = [row["p"] for row in part if row["d"]]
+                if deletions:
+                    turn.conn.execute(_MISSED, {"v": venue, "oldest": max(deletions)})
 
 
-def _drop_tombstones(turn: Turn, venue: str) -> None:
-    old = and_(_change.venue == venue, _change.deleted.is_(True), _change.at < turn.now - TOMBSTONES_KEPT)
-    newest = turn.conn.execute(select(func.max(_change.position)).where(old)).scalar()
-    if newest is None:
-        return
-    turn.conn.execute(delete(schema.change).where(old))
-    turn.conn.execute(
-        update(schema.venue).where(_venue.id == venue, _venue.oldest < newest).values(oldest=newest)
+def _over(conn: Connection, venue: str, now: int) -> list[dict[str, Any]]:
+    """What can go of a venue's log, in order."""
+    rows = conn.execute(
+        select(_change.kind, _change.id, _change.position, _change.deleted).where(
+            _change.venue == venue,
+            or_(
+                and_(_change.deleted.is_(True), _change.at < now - TOMBSTONES_KEPT),
+                _change.until <= now,
+            ),
+        )
     )
+    over = [{"v": venue, "k": row.kind, "i": row.id, "p": row.position, "d": row.deleted} for row in rows]
+    for id_, position in retention.old_usage(conn, venue, now):
+        over.append({"v": venue, "k": "usage", "i": id_, "p": position, "d": False})
+    return sorted(over, key=lambda row: int(row["p"]))
+
+
+# With the position: what has changed since it was looked for stays.
+_DROP = delete(schema.change).where(
+    _change.venue == bindparam("v"),
+    _change.kind == bindparam("k"),
+    _change.id == bindparam("i"),
+    _change.position == bindparam("p"),
+)
+_MISSED = (
+    update(schema.venue)
+    .where(_venue.id == bindparam("v"), _venue.oldest < bindparam("oldest"))
+    .values(oldest=bindparam("oldest"))
+)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import orjson
 from sqlalchemy import Connection, and_, func, select
 
+from gateway.cache.values import instant
 from gateway.central import schema
 from gateway.model import MINUTE, SECOND
-from gateway.sync.protocol import ProtocolError, instant
 
 DAY = 86_400 * SECOND
 PRESENCE = 2 * DAY
 USUAL = 40 * DAY
 """Covers a day, a week and a month."""
 YEAR = 400 * DAY
+_AT_ONCE = 500
 _change, _record = schema.change.c, schema.record.c
 
 
@@ -33,45 +35,42 @@ def horizon(product: Any) -> int | None:
     return longest
 
 
-def old_usage(conn: Connection, venue: str, now: int) -> list[str]:
-    """Ids of the usage in a venue's log that nothing can need any more."""
-    horizons = {row.id: horizon(orjson.loads(row.body)) for row in _seen(conn, venue, "product") if row.body}
-    products: dict[str, str | None] = {}
-    candidates: list[tuple[str, str, int]] = []
-    old = []
-    for row in _seen(conn, venue, "usage"):
-        usage = orjson.loads(row.body)
-        try:
-            age = now - instant(usage, "at")
-        except ProtocolError:
-            continue
-        entitlement = usage.get("entitlement")
-        if age > PRESENCE and (entitlement is None or usage.get("passage") == "not_taken"):
-            old.append(row.id)
-        elif age > USUAL:
-            candidates.append((row.id, entitlement, age))
-            products[entitlement] = None
-    ids = list(products)
-    for start in range(0, len(ids), 500):
-        for row in conn.execute(
-            select(_record.id, _record.body).where(
-                _record.kind == "entitlement", _record.id.in_(ids[start : start + 500])
-            )
-        ):
-            products[row.id] = None if row.body is None else orjson.loads(row.body).get("product")
-    for id_, entitlement, age in candidates:
-        product = products[entitlement]
-        # An entitlement that is gone needs nothing; one without a product judged here is kept as usual.
-        keep = USUAL if product is None else horizons.get(product, USUAL)
-        if keep is not None and age > keep:
-            old.append(id_)
-    return old
+def old_usage(conn: Connection, venue: str, now: int) -> Iterator[tuple[str, int]]:
+    """Id and position of the usage in a venue's log that nothing can need any more; reads as it goes."""
+    horizons = {}
+    for row in _after(conn, venue, "product", "", None):
+        horizons[row.id] = horizon(orjson.loads(row.body))
+    last = ""
+    while rows := _after(conn, venue, "usage", last, _AT_ONCE):
+        last = rows[-1].id
+        usages = [(row, orjson.loads(row.body)) for row in rows]
+        products = _products(conn, [u["entitlement"] for _, u in usages if u.get("entitlement") is not None])
+        for row, usage in usages:
+            entitlement = usage.get("entitlement")
+            if entitlement is None or usage.get("passage") == "not_taken":
+                keep: int | None = PRESENCE
+            else:
+                keep = horizons.get(products.get(entitlement), USUAL)
+            if keep is not None and now - instant(usage["at"], "at") > keep:
+                yield row.id, row.position
 
 
-def _seen(conn: Connection, venue: str, kind: str) -> Any:
-    return conn.execute(
-        select(_change.id, func.coalesce(_change.body, _record.body).label("body"))
-        .outerjoin(schema.record, and_(_record.kind == _change.kind, _record.id == _change.id))
-        .where(_change.venue == venue, _change.kind == kind, _change.deleted.is_(False))
-        .execution_options(yield_per=2000)
+def _products(conn: Connection, entitlements: list[str]) -> dict[str, str | None]:
+    """The product of each entitlement that is there."""
+    rows = conn.execute(
+        select(_record.id, _record.body).where(
+            _record.kind == "entitlement", _record.id.in_(entitlements), _record.body.is_not(None)
+        )
     )
+    return {row.id: orjson.loads(row.body).get("product") for row in rows}
+
+
+def _after(conn: Connection, venue: str, kind: str, last: str, limit: int | None) -> Sequence[Any]:
+    """What a venue sees of a kind after this id, in order."""
+    return conn.execute(
+        select(_change.id, _change.position, func.coalesce(_change.body, _record.body).label("body"))
+        .outerjoin(schema.record, and_(_record.kind == _change.kind, _record.id == _change.id))
+        .where(_change.venue == venue, _change.kind == kind, _change.id > last, _change.deleted.is_(False))
+        .order_by(_change.id)
+        .limit(limit)
+    ).all()

@@ -180,7 +180,7 @@ event = Table(
     Column("guest", BigInteger, nullable=False),
     Column("received_at", BigInteger, nullable=False),
     Column("body", Text, nullable=False),
-    Index("event_in_order", "number", unique=True),
+    Index("event_in_order", "number", "at"),
     Index("event_of_person", "person", "at"),
     Index("event_of_credential", "credential", "at"),
     Index("event_of_kind", "kind", "at"),

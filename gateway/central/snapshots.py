@@ -34,8 +34,9 @@ def _stem(venue: str) -> str:
     return hashlib.sha256(venue.encode()).hexdigest()[:16]
 
 
-def build(log: Log, folder: Path, venue: str) -> SnapshotFile:
-    """Writes a new file from one state of the database, and removes all but the newest two.
+def build(log: Log, folder: Path, venue: str, forget: int) -> SnapshotFile:
+    """Writes a new file from one state of the database, and removes all but the newest two, and those from
+    before the position ``forget``, at which a holder was deleted.
 
     Memory is bounded. One at a time for each venue. Raises NotFound and OSError.
     """
@@ -74,9 +75,10 @@ def build(log: Log, folder: Path, venue: str) -> SnapshotFile:
         files.write(folder / f"{name}.json", manifest)  # last: with it the file counts
     finally:
         part.unlink(missing_ok=True)
-    for old in _manifests(folder, venue)[KEPT:]:
-        old.unlink(missing_ok=True)
-        old.with_suffix(".gz").unlink(missing_ok=True)
+    for place, old in enumerate(_manifests(folder, venue)):
+        if place >= KEPT or int(old.stem.rpartition("-")[2]) < forget:
+            old.unlink(missing_ok=True)
+            old.with_suffix(".gz").unlink(missing_ok=True)
     return _read(folder / f"{name}.json")
 
 

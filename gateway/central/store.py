@@ -1,8 +1,8 @@
 """The reference central's store: everything that the server does with the database and its directory.
 
-Plain synchronous calls, each one transaction, for one thread; ``build_snapshot`` alone may run beside the
-others, in a thread or (``Store.open`` with ``serve=False``) in a process of its own. Instants are
-microseconds since 1970. See docs/protocol.md for what gateways see of it.
+Plain synchronous calls, each one transaction, for one thread. ``build_snapshot`` and ``compact`` may run
+beside the others, in a thread or (``Store.open`` with ``serve=False``) in a process of its own. Instants
+are microseconds since 1970. See docs/protocol.md for what gateways see of it.
 """
 
 from __future__ import annotations
@@ -280,11 +280,12 @@ class Store:
     def forget(self, venue: str) -> tuple[int, int] | None:
         """(position, at) of the newest deletion of a holder."""
         with self.db.read() as conn:
-            row = conn.execute(select(schema.venue).where(schema.venue.c.id == venue)).one()
-            return None if row.forget_position is None else (row.forget_position, row.forget_at)
+            row = conn.execute(select(schema.venue).where(schema.venue.c.id == venue)).one_or_none()
+        return None if row is None or row.forget_position is None else (row.forget_position, row.forget_at)
 
     def compact(self) -> None:
-        """Removes what is kept for a time and no longer. Call it about once a day."""
+        """Removes what is kept for a time and no longer. Call it about once a day; it may take seconds, most
+        of them reading, and may run beside the others in a thread of its own."""
         feed.compact(self._log)
         self._gateways.forget_old_tokens()
 
@@ -319,7 +320,10 @@ class Store:
 
     def build_snapshot(self, venue: str) -> SnapshotFile:
         """Slow: about a minute for a million cards. Safe beside everything else. Raises NotFound, OSError."""
-        return snapshots.build(self._log, self.directory / "snapshots", venue)
+        forget = self.forget(venue)
+        return snapshots.build(
+            self._log, self.directory / "snapshots", venue, 0 if forget is None else forget[0]
+        )
 
     # --- gateways ----------------------------------------------------------------------------------------
 

@@ -105,7 +105,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("gateway", "epoch", "seq"),
         sqlite_with_rowid=False,
     )
-    op.create_index("event_in_order", "event", ["number"], unique=True)
+    op.create_index("event_in_order", "event", ["number", "at"], unique=False)
     op.create_index("event_of_credential", "event", ["credential", "at"], unique=False)
     op.create_index("event_of_kind", "event", ["kind", "at"], unique=False)
     op.create_index("event_of_person", "event", ["person", "at"], unique=False)
