@@ -154,7 +154,7 @@ async def _tend(central: Central) -> None:
         if time.monotonic() >= due:
             due = time.monotonic() + _COMPACT_S
             try:
-                await central.db(central.store.compact)
+                await asyncio.to_thread(central.store.compact)
             except SQLAlchemyError as error:
                 central.log.error("the log could not be compacted", error=type(error).__name__)
 
