@@ -20,7 +20,7 @@ from gateway.supervise import Part, PartFailed, Supervisor
 
 _STARTS = 60.0
 """Seconds after which the demo gives up on a part that does not get on."""
-_LAST_WORDS = 8
+_LAST_LINES = 8
 """Lines of a part's log that are shown where it does not start."""
 
 _CONFIG = """
@@ -124,7 +124,7 @@ class System:
                 while await self._verdict(sample) != "granted":  # noqa: ASYNC110 - in other processes
                     await asyncio.sleep(0.02)
                 return
-        raise CannotStart(f"the cards do not arrive at the gate{self._last_words('sync')}")
+        raise CannotStart(f"the cards do not arrive at the gate{self.last_words('sync')}")
 
     async def _verdict(self, code: str) -> str:
         verdict: str = (await self.gate.call("check", code=code, point="north-in"))["verdict"]
@@ -152,15 +152,16 @@ class System:
             async with asyncio.timeout(_STARTS):
                 await asyncio.gather(*(self._supervisor.start(part) for part in parts))
         except PartFailed as error:
-            raise CannotStart(f"{error}{self._last_words(error.part.name)}") from error
+            raise CannotStart(f"{error}{self.last_words(error.part.name)}") from error
         except TimeoutError:
             names = " and ".join(part.name for part in parts)
-            words = "".join(self._last_words(part.name) for part in parts)
+            words = "".join(self.last_words(part.name) for part in parts)
             raise CannotStart(f"{names}: not ready within {_STARTS:.0f} s{words}") from None
 
-    def _last_words(self, name: str) -> str:
+    def last_words(self, name: str) -> str:
+        """The end of a part's log, to be put behind a message."""
         with contextlib.suppress(OSError):
-            lines = (self.folder / f"{name}.log").read_text(errors="replace").splitlines()[-_LAST_WORDS:]
+            lines = (self.folder / f"{name}.log").read_text(errors="replace").splitlines()[-_LAST_LINES:]
             if lines:
                 return f"; the last words of the {name}:\n  " + "\n  ".join(lines)
         return ""

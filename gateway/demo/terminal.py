@@ -24,7 +24,7 @@ from gateway import log
 from gateway.demo.samples import feed, zone
 from gateway.demo.scanning import GateLine
 from gateway.demo.system import CannotStart, System
-from gateway.demo.words import prompt, tell, tell_wrapped, typed
+from gateway.demo.words import ended, interactive, prompt, tell, tell_wrapped, typed
 
 _PRESENT_AGAIN = 1.1
 """Seconds after which the same code is no longer a repeat: a little over repeat_delay_s below."""
@@ -87,7 +87,7 @@ class Visit:
     def __init__(self, system: System) -> None:
         self._system, self._gate = system, system.gate
         self.scans = self.granted = 0
-        self._patient = not sys.stdin.isatty()
+        self._patient = not interactive()
         self._scanned: dict[str, float] = {}
 
     async def line(self, text: str) -> None:
@@ -195,12 +195,15 @@ async def _farewell(system: System, visit: Visit) -> None:
         async with asyncio.timeout(_UPLOADED):
             while not await _all_uploaded(system.gate):  # noqa: ASYNC110 - by another process
                 await asyncio.sleep(0.05)
-    ledger = (await system.gate.status())["ledger"]
+    try:
+        async with asyncio.timeout(_ANSWER):
+            ledger = (await system.gate.status())["ledger"]
+    except TimeoutError:
+        raise CannotStart(f"the gate does not answer{system.last_words('gate')}") from None
     here, there = ledger["last_seq"], ledger["acknowledged"]
     tell(f"\n{visit.scans} scans, {visit.granted} granted; {here} events in the ledger.")
-    count = await _events_at(system)
     sure = "all acknowledged" if there >= here else f"{here - there} not acknowledged yet"
-    tell(f"The central has {count} of them; {sure}.")
+    tell(f"The central has {await _events_at(system)} of them; {sure}.")
 
 
 async def _all_uploaded(gate: GateLine) -> bool:
@@ -253,6 +256,8 @@ async def _greet(system: System, samples: list[tuple[str, str]]) -> None:
 async def _lines() -> AsyncIterator[str]:
     """What is typed, or piped, line by line."""
     lines: asyncio.Queue[str | None] = asyncio.Queue()
+    if sys.stdin is None:  # it is closed, and its number may be that of another file
+        return
     threading.Thread(target=_read_lines, args=(asyncio.get_running_loop(), lines), daemon=True).start()
     while True:
         prompt()
@@ -260,7 +265,7 @@ async def _lines() -> AsyncIterator[str]:
         typed()
         if line is None:
             return
-        if not sys.stdin.isatty():
+        if not interactive():
             tell(f"scan> {line}")
         yield line
 
@@ -277,9 +282,7 @@ async def _until_stopped() -> None:
         stop = asyncio.create_task(told.wait())
         await asyncio.wait((session, stop), return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
-        if not session.done():
-            tell("")
-            session.cancel()
+        session.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await session
 
@@ -291,10 +294,15 @@ def demo() -> int:
     writer = log.start("critical")  # the parts have logs of their own
     try:
         asyncio.run(_until_stopped())
-    except CannotStart as error:
-        tell("")
-        print(f"gateway: the demo cannot go on: {error}", file=sys.stderr)  # noqa: T201
+        return 0
+    except BrokenPipeError:
+        raise  # whoever read what we say has seen enough
+    except (CannotStart, OSError) as error:
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            ended()
+            print(f"gateway: the demo cannot go on: {error}", file=sys.stderr)  # noqa: T201
         return 2
     finally:
+        with contextlib.suppress(OSError):
+            ended()
         writer.close()
-    return 0

@@ -36,8 +36,21 @@ def doing(text: str) -> None:
 
 def prompt() -> None:
     """Ready for a line, if there is somebody to type it."""
-    if sys.stdin.isatty():
+    if interactive():
         _begin("scan> ")
+
+
+def interactive() -> bool:
+    """Whether somebody types."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def ended() -> None:
+    """No more comes on the line that was begun."""
+    if _begun:
+        typed()
+        sys.stdout.write("\n")
+        sys.stdout.flush()
 
 
 def typed() -> None:

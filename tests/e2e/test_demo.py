@@ -104,6 +104,11 @@ class Demo:
         assert list(self.folder.iterdir()) == []
         return errors
 
+    def hang_up(self) -> None:
+        """Close the terminal."""
+        os.close(self._out)
+        self._in = self._out = -1
+
     def close(self) -> None:
         """Whatever became of the test, nothing of it lives on."""
         for pid in [self.process.pid, *processes(self.folder)]:
@@ -229,11 +234,26 @@ def test_a_revocation_arrives(demo: Callable[..., Demo]) -> None:
     it.reads("stays shut", at)
     it.type("\x03")
     assert it.ends() == ""
+    readme = (ROOT / "README.md").read_text().partition("pasted into the second terminal")[2]
+    shown = readme.split("```")[1].strip("\n").splitlines()
+    printed = iter(it.text.replace("\r", "").replace("\x1b[K", "\n").splitlines())
+    for line in shown:
+        assert line in printed, line
 
 
 def _listens(port: int) -> bool:
     with socket.socket() as there:
         return there.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_its_terminal_goes_away(demo: Callable[..., Demo]) -> None:
+    """The window is closed while it runs: nothing of it stays."""
+    it = demo(terminal=True)
+    it.reads("scan> ")
+    it.hang_up()
+    it.process.wait(WAIT)
+    assert processes(it.folder) == []
+    assert list(it.folder.iterdir()) == []
 
 
 def test_every_part_may_be_killed(demo: Callable[..., Demo]) -> None:
