@@ -97,6 +97,9 @@ def _guarded(central: Central, operation: Operation, failures: Failures) -> Hand
                 )
         if any("\0" in part for part in request.match_info.values()):
             raise Refusal(400, "bad_request", "no id has the character NUL")
+        if unknown := set(request.query) - set(operation.query):
+            # A filter that is mistyped must not be one that is not there.
+            raise Refusal(400, "bad_request", f"there is no {sorted(unknown)[0][:40]} in this call's query")
         try:
             response = await operation.handler(Ask(request, central, by, role))
         except NotFound as error:

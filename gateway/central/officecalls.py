@@ -65,10 +65,15 @@ async def enrolment_code(ask: Ask) -> web.Response:
 
 
 def _seconds(said: dict[str, Any], default: int, most: int) -> int:
-    value = said.get("ttl_s", default)
+    value = _plain(said.get("ttl_s", default))
     if type(value) is not int or not 1 <= value <= most:
         raise ProtocolError(f"ttl_s: must be a whole number from 1 to {most}")
     return value
+
+
+def _plain(value: object) -> object:
+    """A number like 30.0 is whole, too: JSON has one kind of numbers, and some languages write all so."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 async def list_gateways(ask: Ask) -> web.Response:
@@ -119,7 +124,7 @@ async def command_gateway(ask: Ask) -> web.Response:
     elif do == "clear":
         what["area"] = protocol.text(said, "area")
     elif do == "annul":
-        what["seq"] = protocol.whole(said, "seq")
+        what["seq"] = protocol.whole({"seq": _plain(said.get("seq"))}, "seq")
     else:
         raise ProtocolError("do: must be one of " + ", ".join(protocol.ACTS))
     id_ = await ask.db(ask.central.store.command, gateway, do, **what, ttl_s=ttl_s, by=ask.by)

@@ -165,7 +165,8 @@ async def delete_record(ask: Ask) -> web.Response:
 
 
 async def record_history(ask: Ask) -> web.Response:
-    _, kind, id_ = _named(ask)
+    venue, kind, id_ = _named(ask)
+    await ask.db(ask.central.store.log, venue)  # there is such a venue
     versions = await ask.db(ask.central.store.history, kind, id_)
     return answered(
         {
@@ -183,8 +184,11 @@ async def record_history(ask: Ask) -> web.Response:
 
 
 def _named(ask: Ask) -> tuple[str, str, str]:
-    """(venue, kind, id) of the path."""
-    return ask.part("venue"), ask.part("kind"), ask.part("id")
+    """(venue, kind, id) of the path. Raises NotFound for another venue's own record."""
+    venue, kind, id_ = ask.part("venue"), ask.part("kind"), ask.part("id")
+    if kind == "venue" and id_ != venue:
+        raise NotFound(f"the id of a venue's own record is the venue's, {venue}")
+    return venue, kind, id_
 
 
 # --- acts on memberships -------------------------------------------------------------------------------
