@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check bench explore format lock clean
+.PHONY: run test check bench explore soak format lock clean
 
 run: $(VENV)/.run
 	$(BIN)/gateway demo
@@ -24,6 +24,11 @@ bench: $(VENV)/.dev
 # New examples for the property tests of the judgement; half an hour.
 explore: $(VENV)/.dev
 	HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest tests/test_judgement.py -k plain --timeout=7200
+
+# Central, sync and gate killed over and over, for 100,000 events and 10,000 changes; some minutes.
+# GATEWAY_SOAK_SEED=n: other moments.
+soak: $(VENV)/.dev
+	GATEWAY_SOAK=1 $(BIN)/python -m pytest tests/e2e/test_chaos.py -s
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

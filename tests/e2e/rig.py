@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import tty
 from collections.abc import Callable, Iterable
@@ -62,6 +63,7 @@ class Zygote:
     """The prepared process. ``wrap`` goes before its command line, as ``unshare -m``."""
 
     def __init__(self, *wrap: str) -> None:
+        self._lock = threading.RLock()
         self._way, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -79,17 +81,19 @@ class Zygote:
     def ask(self, do: str, **arguments: Any) -> Any:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
+        with self._lock:
+            self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
         assert line, "the process that tests fork from is gone; see its stderr"
         return json.loads(line)
 
     def connect(self, host: str, port: int) -> socket.socket:
         """A TCP connection from where the process is, perhaps in another network. Raises OSError."""
-        if error := self.ask("connect", host=host, port=port):
-            raise ConnectionError(error)
-        _, (fd,), _, _ = socket.recv_fds(self._way, 1, 1)
+        with self._lock:
+            if error := self.ask("connect", host=host, port=port):
+                raise ConnectionError(error)
+            _, (fd,), _, _ = socket.recv_fds(self._way, 1, 1)
         made = socket.socket(fileno=fd)
         made.settimeout(WAIT)
         return made
