@@ -24,7 +24,7 @@ from gateway.central.facts import SnapshotFile
 from gateway.central.faults import CentralError
 from gateway.central.store import Store
 from gateway.central.web import Refusal
-from gateway.model import HOUR
+from gateway.model import HOUR, SECOND
 from gateway.sync import protocol
 
 _OLD = 6 * HOUR
@@ -33,6 +33,12 @@ _TOO_OLD = 24 * HOUR
 """A file of this age is not served any more: the changes since may not be kept for much longer."""
 _CHANGED = 10
 """Likewise made anew when one record in so many has changed."""
+_FAR = 10_000
+"""Changes beyond the number of its records after which a file is worth nothing: a file made before the first
+load, and then a million cards as changes, would be thousands of answers."""
+_YOUNG = 10 * SECOND
+"""A file of this age is served all the same: where the log grows faster than files are made, the next one is
+as far behind."""
 _SMALL = 20_000
 """Places in the log. To build so few records takes a twentieth of a second, to start a process longer."""
 _LONGEST_RETRY_S = 60
@@ -77,9 +83,10 @@ class Downloads:
         if file is None:
             return None, True
         _, end = self._store.log(venue)
-        age = self._store.clock() - file.published
-        wanted = age > _OLD or (end - file.position) * _CHANGED > file.count
-        return (None if age > _TOO_OLD else file), wanted
+        age, behind = self._store.clock() - file.published, end - file.position
+        wanted = age > _OLD or behind * _CHANGED > file.count
+        worthless = age > _TOO_OLD or (age > _YOUNG and behind > file.count + _FAR)
+        return (None if worthless else file), wanted
 
     def build(self, venue: str) -> None:
         """Begin to make a file, unless that is going on, or has just failed."""

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from gateway.central.store import Store
-from gateway.model import HOUR
+from gateway.model import HOUR, SECOND
 from tests.central.server_rig import Gate, Server, card
 
 
@@ -124,6 +124,16 @@ def test_much_change_and_age_make_a_new_file(server: Server) -> None:
             assert time.monotonic() < until
             time.sleep(0.05)
     assert gate.manifest(gate.snapshot("HEAD"))["count"] == 30
+
+
+def test_a_file_from_before_the_first_load_is_not_served(server: Server) -> None:
+    """A gate that joins after a large load gets the cards in a file, not by thousands of answers."""
+    venue = server.venue("loaded")
+    gate = server.gate("loaded-1", venue)
+    assert gate.manifest(gate.snapshot())["count"] == 0
+    server.put(*(card(number) for number in range(1000, 11_100)), venue=venue)
+    server.clock.ahead += 60 * SECOND
+    assert gate.manifest(gate.snapshot())["count"] == 10_100
 
 
 def test_a_large_file_is_made_by_a_process_of_its_own(server: Server) -> None:
