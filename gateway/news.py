@@ -15,6 +15,8 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 
+import orjson
+
 from gateway import __version__, log
 from gateway.acts import Acts, text, whole
 from gateway.cache import generations, received
@@ -562,14 +564,13 @@ class News:
             yield {"enrolled": False}
             return
         last = max(since, d.ledger.acknowledged, trust.pinned.owed_from - 1)
-        rows: list[list[Any]] = []
+        rows: list[bytes] = []
         while len(rows) < limit:
-            found = d.ledger.outbox(min(_STEP, limit - len(rows)), last)
+            found = d.ledger.outbox_json(min(_STEP, limit - len(rows)), last)
             if not found:
                 break
-            for epoch, digest, *columns in found:
-                rows.append([epoch, None if digest is None else digest.hex(), *columns])
-            last = rows[-1][2]
+            rows += [row for _, row in found]
+            last = found[-1][0]
             yield Later()
         yield {
             "enrolled": True,
@@ -578,7 +579,7 @@ class News:
             "gateway": trust.pinned.gateway,
             "zone": d.gate.world.venue.timezone,
             "columns": EVENT_COLUMNS,
-            "rows": rows,
+            "rows": orjson.Fragment(b"[" + b",".join(rows) + b"]"),
             "last_seq": d.ledger.last_seq,
             "acknowledged": d.ledger.acknowledged,
         }

@@ -436,10 +436,18 @@ class Ledger:
         number than ``since`` (None: than ``acknowledged``), without those set aside.
 
         Each as (epoch, digest, the values of ``EVENT_COLUMNS``). Where a row does not fit its digest, digest
-        and values but seq are None. 5 µs a row: the loop has a million to hand over after a week offline.
+        and values but seq are None.
         """
         after = self.acknowledged if since is None else since
         return self._ask(lambda reader: reader.outbox(after, limit, self._writer.epochs), [])
+
+    def outbox_json(self, limit: int, since: int) -> list[tuple[int, bytes]]:
+        """The same, each as its number and the JSON text ``[epoch, digest in hex, values ...]``.
+
+        The loop has a million to hand over after a week offline: SQLite writes the text in a third of the
+        time that it takes to make values for Python, and the digest is over that very text.
+        """
+        return self._ask(lambda reader: reader.outbox_json(since, limit, self._writer.epochs), [])
 
     def settle(self, epoch: int, first: int, last: int) -> bool:
         """The central has these numbers: ``acknowledged`` moves up to ``last`` in the writer's turn, unless

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Iterator
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from gateway.cache.ledger_repair import HIGHEST_SEQ, open_read_only
 from gateway.cache.ledger_rows import EVENT_COLUMNS, event_dict, event_digest, movement_of
@@ -16,6 +19,7 @@ from gateway.cache.ledger_store import (
     EVENTS,
     LANE_KEY,
     OUTBOX,
+    OUTBOX_JSON,
     SINCE,
     TRUSTED_KEY,
     Epochs,
@@ -67,6 +71,24 @@ class Reader:
             found.append((epoch, digest, *columns) if whole else (epoch, None, seq, *_NO_COLUMNS))
         return found
 
+    def outbox_json(self, since: int, limit: int, epochs: Epochs) -> list[tuple[int, bytes]]:
+        """See ``Ledger.outbox_json``."""
+        try:
+            rows = self._conn.execute(OUTBOX_JSON, (since, limit)).fetchall()
+        except sqlite3.OperationalError:  # a damaged row holds what JSON has not
+            return [(row[2], _json(row)) for row in self.outbox(since, limit, epochs)]
+        found = []
+        head, begin, end = b"", 1, 0
+        for seq, digest, columns in rows:
+            if not begin <= seq <= end:
+                begin, end = seq, min((first - 1 for first, _ in epochs if first > seq), default=HIGHEST_SEQ)
+                head = b'[%s,"' % orjson.dumps(epoch_of(epochs, seq))
+            if blake2b(columns, digest_size=8).digest() == digest:
+                found.append((seq, head + digest.hex().encode() + b'",' + columns[1:]))
+            else:  # damaged, or SQLite writes a character in another way than the digest has it
+                found += [(seq, _json(row)) for row in self.outbox(seq - 1, 1, epochs)]
+        return found
+
     def _tolerating(self, sql: str, arguments: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         """Rows of events, also where a text is not UTF-8."""
         try:
@@ -82,6 +104,12 @@ class Reader:
 
     def close(self) -> None:
         self._conn.close()
+
+
+def _json(row: tuple[Any, ...]) -> bytes:
+    """A row of ``Reader.outbox`` as a text."""
+    epoch, digest, *columns = row
+    return orjson.dumps([epoch, None if digest is None else digest.hex(), *columns])
 
 
 class LedgerFile:

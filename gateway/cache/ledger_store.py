@@ -103,6 +103,10 @@ OUTBOX = (
     f"SELECT digest, {_EVENT} FROM event WHERE seq > ? AND seq NOT IN (SELECT seq FROM refused)"
     " ORDER BY seq LIMIT ?"
 )
+OUTBOX_JSON = (
+    f"SELECT seq, digest, CAST(json_array({_EVENT}) AS BLOB) FROM event WHERE seq > ?"
+    " AND seq NOT IN (SELECT seq FROM refused) ORDER BY seq LIMIT ?"
+)
 NEXT_TO_SEND = (
     "SELECT seq FROM event WHERE seq > ? AND seq NOT IN (SELECT seq FROM refused) ORDER BY seq LIMIT 1"
 )

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -77,6 +80,47 @@ def test_damaged_rows_keep_their_place(tmp_path: Path) -> None:
             assert rig.ledger.settle(epoch(rig), 1, 5)
             await flushed(rig)
             assert rig.ledger.acknowledged == 5
+
+    asyncio.run(main())
+
+
+def test_the_outbox_as_json_is_the_same(tmp_path: Path) -> None:
+    """Whatever characters and epochs, and whatever is damaged: the texts say what the rows say."""
+    odd = ["\x00\x01\x08\t\n\x0c\r\x1f\x7f", '"\\/', "ä€😀\u2028", "[1]", '{"a":1}', "null", "", " "]
+
+    async def main() -> None:
+        with Rig(tmp_path) as rig:
+            await recorded(rig, 3)
+            rig.ledger.new_epoch("so that there are two")
+            for number, text in enumerate(odd):
+                rig.record(replace(grant(number, person=text), detail=text, flags=()), number)
+            rig.record(replace(grant(99), at=(1 << 63) - 1), 99)
+            await rig.on_disk()
+
+            def same() -> list[list[Any]]:
+                found = rig.ledger.outbox_json(100, 0)
+                written = [orjson.loads(text) for _, text in found]
+                assert [seq for seq, _ in found] == seqs(rig, since=0)
+                for (epoch, digest, *columns), text in zip(rig.ledger.outbox(100, 0), written, strict=True):
+                    assert text == [epoch, None if digest is None else digest.hex(), *columns]
+                assert rig.ledger.outbox_json(2, 1) == found[1:3]
+                return written
+
+            assert [row[9] for row in same()[3:-1]] == odd
+            rig.ledger.refuse(2, "why")
+            await flushed(rig)
+            with file(tmp_path) as other:
+                other.execute("UPDATE event SET holder = CAST(x'ff41' AS TEXT) WHERE seq = 3")
+                other.execute("UPDATE event SET at = at + 1 WHERE seq = 5")
+            assert [row[2] for row in same() if row[1] is None] == [3, 5]
+            with file(tmp_path) as other:  # a flipped bit does not ask whether the table is STRICT
+                other.execute("PRAGMA writable_schema = ON")
+                other.execute(
+                    "UPDATE sqlite_schema SET sql = replace(sql, ') STRICT', ')') WHERE name = 'event'"
+                )
+            with file(tmp_path) as other:
+                other.execute("UPDATE event SET holder = x'ff41' WHERE seq = 6")
+            assert [row[2] for row in same() if row[1] is None] == [3, 5, 6]
 
     asyncio.run(main())
 
