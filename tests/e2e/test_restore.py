@@ -207,7 +207,8 @@ def test_the_same_card_in_two_boxes(system: System, site: Callable[..., Site]) -
     nudges = itertools.count()
 
     def shown() -> bool:
-        # Each answer is a chance for one of them to come with its token; without news they take 25 s.
+        # An answer with a new token may be given up on its way, and answers without news take 25 s.
+        system.central.call("POST", "gateways/north/token")
         system.central.load([{"kind": "holder", "id": "nudge", "notice": f"{next(nudges)}"}])
         time.sleep(0.2)
         kinds = [each["kind"] for each in system.central.call("GET", "conflicts")["conflicts"]]
