@@ -22,8 +22,8 @@ _WAITING = 4
 a cloned card; with too many, the oldest is answered."""
 Key = tuple[str | None, str, tuple[str, ...] | None]
 """For whom (None: for all), from which cursor, and who knows which keys."""
-_CURSORS = 1000
-"""Cursors of a venue whose pages are kept. Gateways that keep up share one."""
+_CURSORS = 100
+"""Pages of a venue that are kept. Gateways that keep up share one; the largest take half a megabyte each."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,8 @@ class Polls:
                 del there.pages[next(iter(there.pages))]
             found = there.pages[key] = asyncio.ensure_future(read())
             found.add_done_callback(lambda done: self._read(venue, key, done))
+        if found.done():
+            return found.result()
         # One who leaves must not take the page from the others.
         return await asyncio.shield(found)
 
@@ -111,11 +113,14 @@ class Polls:
         mine = there.waiting.setdefault(gateway, [])
         if len(mine) >= _WAITING:
             _wake(mine[0])
-        future = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
         mine.append(future)
+        over = loop.call_later(seconds, _wake, future)
         try:
-            await asyncio.wait((future,), timeout=seconds)
+            await future
         finally:
+            over.cancel()
             mine.remove(future)
             if not mine and there.waiting.get(gateway) is mine:
                 del there.waiting[gateway]

@@ -65,19 +65,19 @@ def answered(value: Any, status: int = 200) -> web.Response:
 # --- what comes in ------------------------------------------------------------------------------------
 
 
-async def body(request: web.Request, most: int) -> bytes:
+async def body(request: web.Request, most: int, seconds: float = BODY_S) -> bytes:
     """The whole body. Raises Refusal where it is longer than ``most`` bytes or does not come."""
     if (request.content_length or 0) > most:
         raise Refusal(413, "too_large", f"the body is longer than {most} bytes")
     read = bytearray()
     try:
-        async with asyncio.timeout(BODY_S):
+        async with asyncio.timeout(seconds):
             async for piece in request.content.iter_any():
                 read += piece
                 if len(read) > most:
                     raise Refusal(413, "too_large", f"the body is longer than {most} bytes")
     except TimeoutError:
-        raise Refusal(408, "too_slow", f"the body did not come within {BODY_S} seconds") from None
+        raise Refusal(408, "too_slow", f"the body did not come within {seconds} seconds") from None
     return bytes(read)
 
 
@@ -143,9 +143,13 @@ class Tally:
     def add(self, call: str, status: int) -> None:
         self._requests.labels(call, str(status)).inc()
 
+    async def answered(self, request: web.Request, response: web.StreamResponse) -> None:
+        """When an answer begins: only then does one with a file know whether it is of a part, 206."""
+        self.add(_call(request), response.status)
+
 
 def guard(tally: Tally, log: structlog.typing.FilteringBoundLogger) -> Any:
-    """The middleware: refuses what is packed, turns what is raised into answers, counts and logs.
+    """The middleware: refuses what is packed, turns what is raised into answers, logs.
 
     The line in the log names the route and not the path, and no query: those have codes and cursors.
     """
@@ -159,7 +163,6 @@ def guard(tally: Tally, log: structlog.typing.FilteringBoundLogger) -> Any:
             tally.add(_call(request), 499)  # the client went away
             raise
         call = _call(request)
-        tally.add(call, response.status)
         if response.status >= 400 and response.status not in (410, 503):
             log.info(
                 "request refused",

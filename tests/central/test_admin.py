@@ -414,7 +414,9 @@ def test_events_by_cursor_and_filter(server: Server) -> None:
         assert [event["seq"] for event in events] == expected, query
 
 
-@pytest.mark.parametrize("query", ["limit=1001", "limit=-1", "limit=x", "since=x", "after=noon", "kind=", "gatway=north"])
+@pytest.mark.parametrize(
+    "query", ["limit=1001", "limit=-1", "limit=x", "since=x", "after=noon", "kind=", "gatway=north"]
+)
 def test_questions_for_events_that_are_none(server: Server, query: str) -> None:
     """A filter that is not as described is 400."""
     assert server.admin("GET", f"events?{query}").code == "bad_request"

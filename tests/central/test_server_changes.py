@@ -102,6 +102,19 @@ def test_wrong_codes_are_counted(tmp_path: Path) -> None:
         assert codes[-1].code == "too_many"
 
 
+def test_behind_a_proxy_the_address_is_its_word(tmp_path: Path) -> None:
+    """Failures are counted by the last address of X-Forwarded-For, so that one does not lock all out."""
+    with Server(tmp_path, behind_proxy=True) as server:
+        body = orjson.dumps({"code": "AAAA-BBBB-CCCC", "machine": "0" * 64})
+
+        def status(address: str) -> int:
+            headers = {"Content-Type": "application/json", "X-Forwarded-For": f"203.0.113.9, {address}"}
+            return server.ask("POST", "/v1/enroll", body, headers).status
+
+        assert [status("198.51.100.1") for _ in range(6)] == [403] * 5 + [429]
+        assert status("198.51.100.2") == 403
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import socket
 import zlib
@@ -12,9 +13,11 @@ from urllib.parse import urlsplit
 import msgpack
 import orjson
 import pytest
+from aiohttp import web
 
+from gateway.central import web as http
 from gateway.sync.protocol import MAX_EVENTS, MAX_UPLOAD
-from tests.central.server_rig import Gate, Server, card, scan
+from tests.central.server_rig import Gate, Log, Server, card, scan
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +242,31 @@ def test_what_is_no_request_is_refused_without_a_traceback(server: Server, reque
     assert b"Traceback" not in answer
     assert not any("secret" in line or "yyyy" in line for line in server.log.lines)
     assert server.ask("GET", "/health").status == 200
+
+
+def test_a_body_that_never_comes_is_not_waited_for() -> None:
+    """Who sends a part of a body and then nothing is told so, and cut off."""
+
+    async def patient(request: web.Request) -> web.Response:
+        return web.Response(body=await http.body(request, 100, seconds=0.1))
+
+    async def run() -> bytes:
+        app = web.Application(middlewares=[http.guard(http.Tally(lambda: 0), Log().logger())])
+        app.add_routes([web.post("/", patient)])
+        runner = web.AppRunner(app, access_log=None, lingering_time=0)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        reader, writer = await asyncio.open_connection(*runner.addresses[0])
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\nhalf")
+        try:
+            return await asyncio.wait_for(reader.read(), 20)
+        finally:
+            writer.close()
+            await runner.cleanup()
+
+    answer = asyncio.run(run())
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"too_slow"' in answer
 
 
 def test_unknown_paths_and_methods_say_so_in_json(server: Server) -> None:
