@@ -57,7 +57,7 @@ def test_changes_go_on_from_the_file(gate: Gate, server: Server) -> None:
     assert card(100) in gate.changes(cursor=cursor).body["records"]
 
 
-def test_a_download_that_broke_off_goes_on(gate: Gate) -> None:
+def test_a_download_that_broke_off_goes_on(gate: Gate, server: Server) -> None:
     """Range gives the rest, If-Range with the ETag too; parts and manifest belong together."""
     whole = gate.snapshot()
     etag = whole.headers["ETag"]
@@ -72,6 +72,9 @@ def test_a_download_that_broke_off_goes_on(gate: Gate) -> None:
     assert gate.snapshot(Range="bytes=-5").raw == whole.raw[-5:]
     beyond = gate.snapshot(Range=f"bytes={len(whole.raw)}-")
     assert (beyond.status, beyond.headers["Content-Range"]) == (416, f"bytes */{len(whole.raw)}")
+    counted = server.ask("GET", "/metrics", headers={"Authorization": f"Bearer {server.token}"}).raw.decode()
+    assert 'gateway_central_requests_total{call="/v1/snapshot",status="206"} 5.0' in counted
+    assert 'gateway_central_requests_total{call="/v1/snapshot",status="416"} 1.0' in counted
 
 
 def test_another_file_is_sent_from_its_beginning(gate: Gate) -> None:
