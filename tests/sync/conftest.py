@@ -87,6 +87,7 @@ async def _finish() -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.sleep(0.02)
 
 
 @pytest.fixture
@@ -148,6 +149,7 @@ async def carrying(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await central.close()
+        await asyncio.sleep(0.02)  # a TLS connection that was given up closes in some turns of the loop
         for link in links:
             link.close()
 
