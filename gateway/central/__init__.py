@@ -1,1 +1,1 @@
-"""The reference central server: a separate program (the extra ``central``), imported by nothing but the command line."""
+"""The reference central server: a program of its own (the extra ``central``), imported by the command line."""

@@ -22,7 +22,7 @@ from gateway.central.log import Log
 from gateway.sync.protocol import manifest_of, rfc3339
 
 LEVEL = 1
-"""Of gzip. Level 6 takes four times as long and saves a fifth."""
+"""Of gzip. Level 6 takes 2.5 times as long and saves an eighth, with ids and codes that are random."""
 KEPT = 2
 _LINES = 1000
 _GZIP = 31
