@@ -61,7 +61,8 @@ class Session:
     noted: float = float("-inf")
     heard: float = 0.0
     fresh: str | None = None
-    """The token that follows, which every answer carries until it is used."""
+    """The token that follows. One answer carries it: two boxes with a copy of one card must not both get it.
+    Where that answer is lost, the store gives another one later."""
     own: bool = True
     """Whether there may be commands for it behind its cursor, so that its pages are nobody else's."""
 
@@ -264,7 +265,10 @@ class Central:
                 break
             await self.polls.wait(venue, session.gateway, moves, left)
             if self._sessions.get(session.key) is not session:
-                session = await self.session(request)  # its token was changed meanwhile, or somebody enrolled
+                # Its token was changed meanwhile, or somebody enrolled.
+                fresh, session.fresh = session.fresh, None
+                session = await self.session(request)
+                session.fresh = session.fresh or fresh
         have = self._have[session.gateway]
         said: dict[str, Any] = {
             "gateway": session.gateway,
@@ -286,7 +290,8 @@ class Central:
             "at": protocol.rfc3339(page.forget[1]),
         }
         body = _with_records(said, page, type_)
-        return self._signed(protocol.CHANGES, body, known, content_type=type_, fresh=session.fresh)
+        fresh, session.fresh = session.fresh, None
+        return self._signed(protocol.CHANGES, body, known, content_type=type_, fresh=fresh)
 
     async def _revoked(
         self, request: web.Request, session: Session, nonce: str, known: Known

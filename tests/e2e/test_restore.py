@@ -204,11 +204,12 @@ def test_the_same_card_in_two_boxes(system: System, site: Callable[..., Site]) -
     until(lambda: inside(one) == 3 and inside(two) == 3, "each knows of the other's")
     system.central.call("POST", "gateways/north/token")
 
+    until(lambda: two.status["snapshot"]["generation"] == 2, "its snapshot", 60)
+    system.central.call("POST", "gateways/north/token")
     nudges = itertools.count()
 
     def shown() -> bool:
-        # An answer with a new token may be given up on its way, and answers without news take 25 s.
-        system.central.call("POST", "gateways/north/token")
+        # Each answer is a chance for one of them to come with its token; without news they take 25 s.
         system.central.load([{"kind": "holder", "id": "nudge", "notice": f"{next(nudges)}"}])
         time.sleep(0.2)
         kinds = [each["kind"] for each in system.central.call("GET", "conflicts")["conflicts"]]
