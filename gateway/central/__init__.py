@@ -1,1 +1,1 @@
-"""The reference central server: a program of its own (the extra ``central``), imported by the command line."""
+"""The reference central server: a program of its own (the extra ``central``) that the command line imports."""
