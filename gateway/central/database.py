@@ -7,8 +7,10 @@ needs (when a transaction begins, how durable it is) is in this module and nowhe
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, create_engine, event
-from sqlalchemy.engine import Engine, make_url
+from sqlalchemy import Connection, UpdateBase, create_engine, event
+from sqlalchemy.engine import Dialect, Engine, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from gateway.central.faults import StoreUnusable
 
@@ -104,6 +107,31 @@ class Database:
 
     def close(self) -> None:
         self._engine.dispose()
+
+
+def write_many(conn: Connection, statement: UpdateBase, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Execute a statement, all of whose values come by name from each of the rows, which have the same names.
+
+    The same as ``conn.execute``, which walks through every value of every row a second time: that was a
+    fifth of what it takes to store an event.
+    """
+    text, order = _compiled(conn.dialect, statement, tuple(rows[0]))
+    if order is None:
+        conn.exec_driver_sql(text, list(rows))
+    else:
+        conn.exec_driver_sql(text, [order(row) for row in rows])
+
+
+@lru_cache(maxsize=64)
+def _compiled(
+    dialect: Dialect, statement: UpdateBase, names: tuple[str, ...]
+) -> tuple[str, Callable[[Mapping[str, Any]], tuple[Any, ...]] | None]:
+    """The statement as the database's driver has it, and what makes its values of a row where it takes them
+    by place."""
+    compiled = statement.compile(dialect=dialect, column_keys=list(names), for_executemany=True)
+    assert isinstance(compiled, SQLCompiler)
+    places = compiled.positiontup
+    return str(compiled), None if places is None else itemgetter(*places)
 
 
 def _begin(conn: Connection) -> None:

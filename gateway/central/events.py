@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Connection, bindparam, delete, insert, sel
 
 from gateway.cache.records import RecordError, parse
 from gateway.central import conflicts, feed, schema, usage
+from gateway.central.database import write_many
 from gateway.central.facts import StoredEvent, Taken
 from gateway.central.faults import NotFound
 from gateway.central.log import Turn
@@ -157,7 +158,7 @@ def _store(turn: Turn, venue: str, gateway: str, fresh: list[Arrival]) -> None:
     for place, each in enumerate(fresh):
         movement = movements.get((each.epoch, each.seq))
         rows.append(_row(turn, venue, gateway, number + place, each, movement))
-    conn.execute(_NEW, rows)
+    write_many(conn, _NEW, rows)
     _note_epochs(conn, gateway, rows)
     told, settled = {}, []
     for movement in movements.values():
@@ -170,7 +171,7 @@ def _store(turn: Turn, venue: str, gateway: str, fresh: list[Arrival]) -> None:
             id_ = f"{gateway}/{movement.epoch}/{movement.seq}"
             told["usage", id_] = {"body": orjson.dumps(record).decode()}
     if settled:
-        conn.execute(_SETTLE, settled)
+        write_many(conn, _SETTLE, settled)
     if told:
         feed.own_rows(turn, venue, told)
         look_for_double_entries(turn, venue, gateway, movements.values())

@@ -11,6 +11,7 @@ import orjson
 from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, select, update
 
 from gateway.central import records, retention, schema
+from gateway.central.database import write_many
 from gateway.central.facts import Page
 from gateway.central.faults import Refused
 from gateway.central.log import Log, Turn
@@ -132,11 +133,12 @@ def own_rows(turn: Turn, venue: str, rows: Mapping[tuple[str, str], dict[str, An
         else:
             new.append(row | {"venue": venue, "kind": kind, "id": id_})
     if new:
-        turn.conn.execute(insert(schema.change), new)
+        write_many(turn.conn, _NEW, new)
     if again:
-        turn.conn.execute(_AGAIN, again)
+        write_many(turn.conn, _AGAIN, again)
 
 
+_NEW = insert(schema.change)
 _AGAIN = (
     update(schema.change)
     .where(_change.venue == bindparam("v"), _change.kind == bindparam("k"), _change.id == bindparam("i"))
