@@ -206,7 +206,8 @@ def _gateway(row: Row) -> GatewayConfig:
 
 
 def _central(row: Row) -> CentralConfig:
-    return CentralConfig(**{name: value if name == "url" else Path(value) for name, value in row.items()})
+    files: Row = {name: Path(value) for name, value in row.items() if name != "url"}
+    return CentralConfig(url=row["url"], **files)
 
 
 def _lane(row: Row) -> LaneConfig:
