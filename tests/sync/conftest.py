@@ -40,6 +40,7 @@ QUICK = Pace(
     held=0.3,
     hurry=0.01,
 )
+SYSTEM = tls(None, None, None)
 LIMITS = Limits(connect=5, read=5, upload=5, total=40, download=40)
 
 
@@ -120,7 +121,7 @@ async def carrying(
 ) -> AsyncIterator[Courier]:
     """The loops of the sync between the rigs, until the block ends."""
     counts, tokens = Counts(), Tokens(rigs.state_dir, None)
-    trust = context or tls(None, None, None)
+    trust = context or SYSTEM
     central = Central(rigs.central.url, tokens, "ab" * 32, counts, context=trust, limits=limits)
     links = [Link(lambda seconds: _Gate(rigs.gate.path, seconds), gate_seconds) for _ in range(3)]
 

@@ -126,7 +126,7 @@ STRETCHES = st.lists(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.integers(1, 60), st.sets(st.integers(1, 60), max_size=12), STRETCHES, st.sampled_from([2, 8, 1000]))
 def test_exactly_the_poisoned_ones_are_set_aside(
     last: int, poisoned: set[int], stretches: list[tuple[str, int]], most: int
