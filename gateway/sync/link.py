@@ -67,13 +67,17 @@ async def in_thread(work: Callable[[], T]) -> T:
     return await done
 
 
+_SPARE = 2
+"""Connections that are kept while they are not used: a loop makes at most two calls at a time."""
+
+
 class Link:
-    """One connection to the gate, for one loop of the courier; made when needed and again when it broke."""
+    """Connections to the gate, for one loop of the courier; made when needed and again when they broke."""
 
     def __init__(self, connect: Connect, timeout: float) -> None:
         self._connect = connect
         self._timeout = timeout
-        self._gate: Gate | None = None
+        self._spare: list[Gate] = []
         self._closed = False
         self._lock = Lock()
 
@@ -88,7 +92,7 @@ class Link:
     def _work(self, do: Callable[[Gate], Any]) -> Any:
         # Taken out while it is used: a call that was given up halfway leaves no half-read connection behind.
         with self._lock:
-            gate, self._gate = self._gate, None
+            gate = self._spare.pop() if self._spare else None
         if gate is None:
             gate = self._connect(self._timeout)
         try:
@@ -98,20 +102,26 @@ class Link:
             raise
         except BaseException:
             gate.close()
+            self._drop_spare()  # of the same gate, which is gone
             raise
         self._keep(gate)
         return result
 
+    def _drop_spare(self) -> None:
+        with self._lock:
+            spare, self._spare = self._spare, []
+        for gate in spare:
+            gate.close()
+
     def _keep(self, gate: Gate) -> None:
         with self._lock:
-            if self._gate is None and not self._closed:
-                self._gate = gate
+            if len(self._spare) < _SPARE and not self._closed:
+                self._spare.append(gate)
                 return
         gate.close()
 
     def close(self) -> None:
-        """Let go of the connection; one that is in use goes when its call ends."""
+        """Let go of the connections; one that is in use goes when its call ends."""
         with self._lock:
-            gate, self._gate, self._closed = self._gate, None, True
-        if gate is not None:
-            gate.close()
+            self._closed = True
+        self._drop_spare()
