@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from gateway.cache.ledger import Ledger
 from gateway.control import CallError
@@ -15,17 +15,24 @@ from gateway.gate import Gate
 from gateway.model import OUTSIDE, LaneMode, Movement, Passage
 
 
+class Working(Protocol):
+    """The gate process, as far as it is acted upon."""
+
+    gate: Gate
+    ledger: Ledger
+
+
 class Acts:
     """What can be done by hand on one gate process."""
 
-    def __init__(self, gate: Gate, ledger: Ledger, by: str) -> None:
+    def __init__(self, daemon: Working, by: str) -> None:
         """``by``: who asks: ``admin`` or ``central``."""
-        self._gate, self._ledger, self._by = gate, ledger, by
+        self._d, self._by = daemon, by
 
     def open(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Open a lane once."""
         lane = self._lane(arguments)
-        self._gate.open_once(lane, self._by, *_now())
+        self._d.gate.open_once(lane, self._by, *_now())
         return {"lane": lane, "opened": True}
 
     def lane(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,28 +40,28 @@ class Acts:
         lane, state = self._lane(arguments), text(arguments, "state")
         if state not in tuple(LaneMode):
             raise CallError("bad_request", f"state must be one of {listed(LaneMode)}")
-        self._gate.set_mode(lane, LaneMode(state), self._by, *_now())
+        self._d.gate.set_mode(lane, LaneMode(state), self._by, *_now())
         return {"lane": lane, "state": state}
 
     def clear(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Everybody in an area is outside."""
         area = text(arguments, "area")
-        known = self._gate.world.areas.known()
+        known = self._d.gate.world.areas.known()
         if area == OUTSIDE or area not in known:
             raise CallError("bad_request", f"area {area!r} is not known; there are {listed(known)}")
-        self._gate.clear(area, self._by, *_now())
+        self._d.gate.clear(area, self._by, *_now())
         return {"area": area, "cleared": True}
 
     def annul(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The person of an event did not go through after all."""
         seq = whole(arguments, "seq", None)
-        gate = self._gate
+        gate = self._d.gate
         pending = gate.pending_of(seq)
         if pending is not None:
             lane, grant = pending
             gate.withdraw(lane, grant, self._by, *_now())
             return {"seq": seq, "annulled": True}
-        movement: Movement | None = self._ledger.movement(seq)
+        movement: Movement | None = self._d.ledger.movement(seq)
         if movement is None:
             raise CallError("bad_request", f"event {seq} is no grant of this ledger: see gateway ledger")
         if movement.passage is Passage.NOT_TAKEN:
@@ -64,9 +71,9 @@ class Acts:
 
     def _lane(self, arguments: Mapping[str, Any]) -> str:
         lane = text(arguments, "lane")
-        if lane not in self._gate.lanes:
+        if lane not in self._d.gate.lanes:
             raise CallError(
-                "bad_request", f"lane {lane!r} is not configured; there are {listed(self._gate.lanes)}"
+                "bad_request", f"lane {lane!r} is not configured; there are {listed(self._d.gate.lanes)}"
             )
         return lane
 

@@ -44,7 +44,7 @@ class Calls:
 
     def admin(self) -> dict[str, Call]:
         """Somebody on this machine who may do everything that a hand at the gate may."""
-        acts = Acts(self._daemon.gate, self._daemon.ledger, "admin")
+        acts = Acts(self._daemon, "admin")
         return {
             **self.both(),
             "check": self.check,

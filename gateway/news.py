@@ -438,7 +438,7 @@ class News:
         todo = [command for command, result in new if result == "obeyed"]
         if todo:
             yield from self._keep(trust.save_obeyed)
-        acts = Acts(d.gate, d.ledger, "central")
+        acts = Acts(d, "central")
         for command, result in new:
             if result == "obeyed":
                 try:

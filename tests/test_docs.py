@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from gateway import __version__, calls, control
+from gateway import __version__, calls, control, news
 from gateway.cli import _parser
 from gateway.configkeys import known_keys
 from gateway.configload import loads
@@ -138,7 +138,7 @@ def test_every_metric_is_described() -> None:
 
 def test_every_call_is_described() -> None:
     """The tables of calls have each call of each role, and no other."""
-    page, all_calls = PAGES["control.md"], calls.Calls(None)  # type: ignore[arg-type]
+    page, all_calls = PAGES["control.md"], calls.Calls(None, news.News(None, None))  # type: ignore[arg-type]
 
     def described(heading: str) -> set[str]:
         return {span for row in table(page, heading) for span in _SPAN.findall(row[0])}
@@ -443,6 +443,7 @@ def test_every_call_of_an_administrator_answers_as_described(tmp_path: Path) -> 
             "areas",
             "snapshot",
             "ledger",
+            "central",
         }
         assert set(gate.call("status")) == described
         assert "gateway_build_info" in gate.call("metrics")["text"]

@@ -1,1 +1,1 @@
-"""The reference central server: a program of its own (the extra ``central``) that the command line imports."""
+"""The reference central server (the extra ``central``): a program of its own, imported by the command line."""
