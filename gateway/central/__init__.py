@@ -1,1 +1,1 @@
-"""The reference central server (the extra ``central``): a program of its own, imported by the command line."""
+"""The reference central server (extra ``central``), a program of its own: the command line alone imports it."""
