@@ -1,1 +1,1 @@
-"""The reference central server (extra ``central``), a program of its own: the command line alone imports it."""
+"""The reference central server (the extra ``central``). Only the command line imports it."""
