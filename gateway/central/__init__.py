@@ -1,1 +1,1 @@
-"""The reference central server (the extra ``central``). Only the command line imports it."""
+"""The reference central server (the extra ``central``): a program of its own; the command line imports it."""
