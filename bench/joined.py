@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -83,13 +84,17 @@ class Central(Process):
         ]
         return code
 
-    def requests(self) -> float:
-        """How many it has answered so far to gateways."""
+    def metric(self, name: str, label: str = "") -> float:
+        """The sum of all series of a metric in which this label stands."""
         return sum(
             float(line.rsplit(" ", 1)[1])
             for line in self._open("GET", "/metrics").decode().splitlines()
-            if line.startswith("gateway_central_requests_total{") and 'call="/v1/' in line
+            if re.split(r"[ {]", line, maxsplit=1)[0] == name and label in line
         )
+
+    def requests(self) -> float:
+        """How many it has answered so far to gateways."""
+        return self.metric("gateway_central_requests_total", 'call="/v1/')
 
 
 def loaded(cards: int) -> Path:

@@ -155,7 +155,8 @@ class Gate:
         central: str | None = None,
     ) -> None:
         """``boards``: each lane has an LCUS board on a pty, else its relay is in memory. ``keyboard``: a
-        keyboard reader there, at the last lane. ``central``: the address of the one that it is to join. ``profile``: where cProfile puts what the gate did."""
+        keyboard reader there, at the last lane. ``profile``: where cProfile puts what the gate did.
+        ``central``: the address of the one that it is to join."""
         self.data_dir = data_dir
         self.scanners = [Pty() for _ in range(lanes)]
         self.boards = [Pty() for _ in range(lanes)] if boards else []
