@@ -13,7 +13,22 @@ from importlib import import_module
 
 from bench.row import Row, print_rows
 
-NAMES = ("decide", "cold", "path", "flush", "burst", "memory", "start", "import_", "throttle")
+NAMES = (
+    "decide",
+    "cold",
+    "path",
+    "flush",
+    "burst",
+    "memory",
+    "start",
+    "import_",
+    "throttle",
+    "snapshot",
+    "fetch",
+    "news",
+    "upload",
+    "idle",
+)
 
 
 def main() -> int:

@@ -128,6 +128,14 @@ def fresh(name: str, cards: int) -> Path:
     return folder
 
 
+def file_with(central: Central, cards: int) -> Path | None:
+    """The manifest beside the central's snapshot file with all of the cards: it began with one of none."""
+    for path in sorted((central.folder / "snapshots").glob("*.json"), reverse=True):
+        if json.loads(path.read_bytes())["count"] > cards:
+            return path
+    return None
+
+
 def enrol(gate: rig.Gate, central: Central) -> None:
     """``gateway enroll``, with the code on standard input."""
     subprocess.run(

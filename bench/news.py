@@ -165,7 +165,9 @@ def run(quick: bool) -> list[Row]:
                 try:
                     joined.until(lambda: _connected(central) > peers, "all gateways connected", 30)
                     used, began = others.cpu() + rig.cpu(central.pid), time.monotonic()
+                    bench.scans = 0
                     revoked = bench.revoke(count)
+                    scans = bench.scans
                     time.sleep(1)
                     used = (others.cpu() + rig.cpu(central.pid) - used) / (time.monotonic() - began)
                     got = others.end()
@@ -184,7 +186,7 @@ def run(quick: bool) -> list[Row]:
         raise RuntimeError("; ".join(wrong))
     shutil.rmtree(gate.data_dir)
     elsewhere = [each["at"][rig.credential(one.card)] - one.answered for one in revoked for each in got]
-    return _rows(peers, floor, revoked, elsewhere, bench.scans, used)
+    return _rows(peers, floor, revoked, elsewhere, scans, used)
 
 
 def _rows(

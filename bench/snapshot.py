@@ -41,19 +41,11 @@ device = "/dev/none"
 
 def feed_of(central: joined.Central, cards: int) -> Path:
     """The records of the central's own snapshot file, as NDJSON."""
-    manifest = joined.until(lambda: _manifest(central, cards), "the central's file", 600)
+    manifest = joined.until(lambda: joined.file_with(central, cards), "the central's file", 600)
     path = WORK / "snapshot-feed.ndjson"
     with gzip.open(manifest.with_suffix(".gz")) as source, path.open("wb", buffering=1 << 20) as out:
         shutil.copyfileobj(source, out, 1 << 20)
     return path
-
-
-def _manifest(central: joined.Central, cards: int) -> Path | None:
-    """Of the file with all of the cards; the central began with one of none."""
-    for path in sorted((central.folder / "snapshots").glob("*.json"), reverse=True):
-        if json.loads(path.read_bytes())["count"] > cards:
-            return path
-    return None
 
 
 def imported(feed: Path) -> float:
