@@ -100,6 +100,8 @@ class Polls:
                 del there.pages[key]
             return
         history = done.result().history
+        if done.result().commands and there.pages.get(key) is done:
+            del there.pages[key]  # they expire while nothing moves
         if there.history and history != there.history:
             # The store has found out that it was restored: what was read before is of the other history.
             self.moved(venue)

@@ -260,12 +260,14 @@ class Central:
             if session.revoked:
                 return await self._revoked(request, session, nonce, known)
             page = await self._page(session, cursor, known)
-            left = until - time.monotonic()
-            if page.records or page.gone or left <= 0 or self.polls.stopping:
-                break
-            await self.polls.wait(venue, session.gateway, moves, left)
+            if self._sessions.get(session.key) is session:
+                left = until - time.monotonic()
+                if page.records or page.gone or left <= 0 or self.polls.stopping:
+                    break
+                await self.polls.wait(venue, session.gateway, moves, left)
             if self._sessions.get(session.key) is not session:
-                # Its token was changed meanwhile, or somebody enrolled.
+                # Its token was changed meanwhile, somebody enrolled, or there is a command for it, which a
+                # page for all leaves out and leads past.
                 fresh, session.fresh = session.fresh, None
                 session = await self.session(request)
                 session.fresh = session.fresh or fresh

@@ -48,13 +48,32 @@ class Answer:
 
 
 class Clock:
-    """The central's clock, which can be put forward."""
+    """The central's clock, which can be put forward, and at which the store's thread can be held up."""
 
     def __init__(self) -> None:
         self.ahead = 0
+        self.held = threading.Event()
+        self._go_on = threading.Event()
+        self._go_on.set()
 
     def __call__(self) -> int:
+        if threading.current_thread().name.startswith("store") and not self._go_on.is_set():
+            self.held.set()
+            assert self._go_on.wait(20)
         return wall() + self.ahead
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Within the block, the store stops where it asks for the time; ``held`` says that it has."""
+        self.held.clear()
+        self._go_on.clear()
+        try:
+            yield
+        finally:
+            self.let_go()
+
+    def let_go(self) -> None:
+        self._go_on.set()
 
 
 class Log:

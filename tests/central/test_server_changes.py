@@ -415,10 +415,26 @@ def test_a_command_goes_to_its_gateway_alone(server: Server) -> None:
     assert gate.records() == []
 
 
+def test_a_command_given_while_a_question_is_answered(server: Server) -> None:
+    """No answer leads past a command that it does not have."""
+    gate = server.gate("between", server.venue("between"))
+    with server.clock.holding():
+        order = {"do": "open", "lane": "north"}
+        with background(lambda: server.admin("POST", "gateways/between/commands", order)) as made:
+            assert server.clock.held.wait(20)
+            with background(gate.changes) as answers:
+                time.sleep(0.3)  # it is behind the command now
+                server.clock.let_go()
+    gate.cursor = answers[0].body["next"]
+    heard = answers[0].body["records"] + gate.records()
+    assert [record["id"] for record in heard] == [made[0].body["id"]]
+
+
 def test_an_expired_command_is_not_sent(server: Server) -> None:
-    """A gateway that comes too late is not told."""
+    """A gateway that comes too late is not told, nor one whose answer was lost and that asks again then."""
     gate = server.gate("tardy", server.venue("tardy"))
     server.admin("POST", "gateways/tardy/commands", {"do": "clear", "area": "hall", "ttl_s": 1})
+    assert len(gate.changes().body["records"]) == 1
     server.clock.ahead += 2 * SECOND
     assert gate.records() == []
 
