@@ -146,7 +146,7 @@ def test_a_lossy_line_and_a_cut_lose_nothing(system: System, site: Make, net: Ne
 
     def knows(n: int) -> bool:
         """Whether the gate has heard; a scan to find out would be one more event on the line."""
-        [told] = gateway.check([cards[n]], "north-in")
+        [told] = gateway.check([cards[n]])
         return bool(told["verdict"] == "revoked")
 
     for n in range(5):
@@ -184,8 +184,8 @@ def test_a_snapshot_that_is_cut_is_gone_on_with(system: System, site: Make, net:
     gateway.start_sync()
     until(lambda: net.line.counts()["cut"], "the download is cut")
     part = gateway.site.data_dir / "sync" / "snapshot.part"
-    kept = until(lambda: part.exists() and part.stat().st_size, "what came before the cut is kept")
-    assert size // 4 < kept < size
+    until(lambda: part.exists() and part.stat().st_size > size // 5, "what came before the cut is kept")
+    assert part.stat().st_size < size
     before = net.line.counts()["near"]
     net.line.forget()
     net.line.set(cut=False)
