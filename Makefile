@@ -9,8 +9,9 @@ BIN := $(VENV)/bin
 run: $(VENV)/.run
 	$(BIN)/gateway demo
 
+# Two at a time: most tests wait for a process or a disk.
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -222,6 +222,7 @@ def test_a_ledger_that_opens_late_still_knows_who_was_here(tmp_path: Path) -> No
             assert rig.ledger.person("H2", 2) == []
             (tmp_path / "away").rename(folder)
             await rig.on_disk()
+            await rig.until(lambda: rig.ledger.failed is None)
             assert [m.seq for m in rig.ledger.person("H2", 2)] == [2]
             assert [m.seq for m in rig.ledger.person("H3", 2)] == [3]
             assert rig.ledger.set_aside is None

@@ -6,10 +6,12 @@ import fcntl
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import termios
 import time
 from collections.abc import Callable, Iterator
@@ -140,19 +142,23 @@ def processes(folder: Path, word: str = "") -> list[int]:
 
 
 @pytest.fixture
-def demo(tmp_path: Path) -> Iterator[Callable[..., Demo]]:
+def demo() -> Iterator[Callable[..., Demo]]:
     """Starts demos."""
     started: list[Demo] = []
+    folders: list[Path] = []
 
     def start(**more: object) -> Demo:
-        folder = tmp_path / f"tmp{len(started)}"
-        folder.mkdir()
+        # Its sockets lie in there, whose paths the kernel wants short; pytest's own folders are not.
+        folder = Path(tempfile.mkdtemp(prefix="gateway-test-"))
+        folders.append(folder)
         started.append(Demo(folder, **more))  # type: ignore[arg-type]
         return started[-1]
 
     yield start
     for each in started:
         each.close()
+    for folder in folders:
+        shutil.rmtree(folder)
 
 
 def verdicts(out: str) -> list[tuple[str, str]]:
