@@ -43,6 +43,8 @@ _MOST_KEYS = 16
 Known = tuple[str, ...] | None
 """The keys that a gateway names; None where it names none at all, and so is not told which there are."""
 _RECORDS: bytes = msgpack.packb("records")
+_GOES_ON = {"position", "credentials", "last_seq", "acknowledged", "clock_deviation_s"}
+"""Of a gateway's condition."""
 _STREAMS = 3
 """Long answers of the admin API at a time: each holds a connection to the database."""
 
@@ -140,7 +142,7 @@ class Central:
         machine = request.headers.get("Gateway-Machine", "")
         if not protocol.MACHINE.fullmatch(machine):
             raise Refusal(400, "bad_request", "Gateway-Machine: must be 64 hex digits")
-        key = hashlib.sha256(f"{machine} {token}".encode()).digest()
+        key = hashlib.sha256(f"{machine} {token}".encode(errors="surrogatepass")).digest()
         session = self._sessions.get(key)
         if session is None or time.monotonic() - session.looked_up >= _SESSION_S:
             session = await self._looked_up(key, token, machine, self.remote(request))
@@ -485,15 +487,8 @@ def _condition(header: str | None) -> dict[str, Any] | None:
 
 
 def _matters(condition: dict[str, Any] | None) -> bytes:
-    """What of a condition is news for an operator: not what goes on with each scan."""
-    if condition is None:
-        return b""
-    kept = {key: value for key, value in condition.items() if key not in ("cursor", "credentials", "clock")}
-    ledger, clock = kept.get("ledger"), condition.get("clock")
-    if isinstance(ledger, dict):
-        kept["ledger"] = {key: ledger.get(key) for key in ("epoch", "fault")}
-    if isinstance(clock, dict):
-        kept["clock"] = {key: clock.get(key) for key in ("suspect", "synchronised")}
+    """What of a condition is news for an operator: not what goes on with each scan and each change."""
+    kept = {name: value for name, value in (condition or {}).items() if name not in _GOES_ON}
     return orjson.dumps(kept, option=orjson.OPT_SORT_KEYS)
 
 

@@ -52,14 +52,18 @@ class Clock:
 
     def __init__(self) -> None:
         self.ahead = 0
+        self.asked = 0
+        """How often by the store."""
         self.held = threading.Event()
         self._go_on = threading.Event()
         self._go_on.set()
 
     def __call__(self) -> int:
-        if threading.current_thread().name.startswith("store") and not self._go_on.is_set():
-            self.held.set()
-            assert self._go_on.wait(20)
+        if threading.current_thread().name.startswith("store"):
+            self.asked += 1
+            if not self._go_on.is_set():
+                self.held.set()
+                assert self._go_on.wait(20)
         return wall() + self.ahead
 
     @contextmanager
