@@ -67,7 +67,8 @@ def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
     fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
         os.fchmod(fd, mode)
-        os.write(fd, data)
+        if os.write(fd, data) != len(data):  # the rest has no room
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part))
         os.fsync(fd)
     finally:
         os.close(fd)

@@ -28,7 +28,7 @@ from gateway.sync.protocol import ProtocolError, Said
 FILE = "central.json"
 COMMANDS_FILE = "commands.json"
 _OUTSTANDING = 8
-"""Questions that may be open at a time: two loops of the courier, and what a restart of it left behind."""
+"""Questions of a kind that may be open at a time: the courier's, and what a restart of it left behind."""
 _REMEMBERED = 1000
 """Commands. Each is worth something for a day at most, and a central that sends more a day is none."""
 LONGEST_TTL = 24 * HOUR
@@ -82,10 +82,12 @@ class Trust:
     # --- questions and answers -------------------------------------------------------------------------
 
     def draw(self, monotonic: int, purpose: str = protocol.CHANGES) -> str:
-        """A new nonce for an answer to ``/v1/changes`` or ``/v1/events``; the oldest open question is given
-        up where there are too many."""
-        while len(self._nonces) >= _OUTSTANDING:
-            del self._nonces[next(iter(self._nonces))]
+        """A new nonce for an answer to ``/v1/changes`` or ``/v1/events``; the oldest open question of its
+        kind is given up where there are too many. Of its kind: batches that fail leave questions behind, and
+        must not close the one that waits for news."""
+        alike = [nonce for nonce, (_, of) in self._nonces.items() if of == purpose]
+        if len(alike) >= _OUTSTANDING:
+            del self._nonces[alike[0]]
         nonce = secrets.token_urlsafe(18)
         self._nonces[nonce] = (monotonic, purpose)
         return nonce
@@ -234,11 +236,13 @@ def pinned_from(answer: dict[str, Any]) -> Pinned:
 
 
 def succeed(pinned: Pinned, before: Pinned | None, last_seq: int) -> None:
-    """``pinned`` follows ``before``: what happened under another central is not this one's to have."""
-    if before is not None and (before.venue, before.url) != (pinned.venue, pinned.url):
-        pinned.owed_from = last_seq + 1
-    elif before is not None:
-        pinned.owed_from = before.owed_from
+    """``pinned`` follows ``before``: what happened under another central is not this one's to have. It is the
+    same one where it has a key of it still, though its address is another, or its address, though it was set
+    up anew."""
+    if before is None:
+        return
+    same = pinned.url == before.url or not set(pinned.keys.values()).isdisjoint(before.keys.values())
+    pinned.owed_from = before.owed_from if same and pinned.venue == before.venue else last_seq + 1
 
 
 def _last_seq(data_dir: Path) -> int:

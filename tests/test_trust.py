@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import trust
+from gateway.host import write_durably
 from gateway.model import HOUR, SECOND
 from gateway.sync import protocol
 from gateway.sync.protocol import ProtocolError, Said
@@ -74,6 +77,17 @@ def test_open_questions_are_bounded(tmp_path: Path) -> None:
     with pytest.raises(ProtocolError):
         pinned.fresh(said(first), 100)
     assert pinned.fresh(said(last), 100) == 99
+
+
+def test_uploads_that_fail_leave_the_question_for_news_open(tmp_path: Path) -> None:
+    """A poll waits for half a minute; batches that nobody answers meanwhile, as when one bad event is looked
+    for, must not make its answer worthless: there may be a revocation in it."""
+    pinned = trust_of(tmp_path)
+    poll = pinned.draw(1000)
+    for n in range(20):
+        batch = pinned.draw(1000 + n, protocol.EVENTS)
+    assert pinned.fresh(said(poll), 2000) == 1000
+    assert pinned.fresh(said(batch), 2000, protocol.EVENTS) == 1019
 
 
 @given(
@@ -140,6 +154,20 @@ def test_what_is_pinned_survives_and_a_damaged_file_is_said(tmp_path: Path) -> N
         trust.load(tmp_path)
 
 
+def test_a_disk_that_is_full_leaves_the_file_before(tmp_path: Path) -> None:
+    """Where not all of a file can be written, none of it is: of half a list commands are obeyed again."""
+    path = tmp_path / trust.COMMANDS_FILE
+    write_durably(path, b"[]")
+    script = (
+        "import resource, sys, pathlib; from gateway.host import write_durably\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"  # write(2) then takes 1000 bytes of 5000
+        "try: write_durably(pathlib.Path(sys.argv[1]), b'x' * 5000)\n"
+        "except OSError: print('told')\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True)
+    assert (run.stdout, path.read_bytes()) == ("told\n", b"[]")
+
+
 def test_the_commands_obeyed_are_kept(tmp_path: Path) -> None:
     """Ids of commands are read again, the newest thousand of them."""
     pinned = trust_of(tmp_path)
@@ -154,14 +182,18 @@ def test_the_commands_obeyed_are_kept(tmp_path: Path) -> None:
 
 
 def test_another_central_gets_nothing_of_before() -> None:
-    """Who joins another central, or another venue, owes it only what happens from then on."""
-    one = Pinned("https://a.example", "north", "main", {}, owed_from=3)
-    same, other = (
-        Pinned("https://a.example", "north", "main", {}),
-        Pinned("https://b.example", "north", "main", {}),
-    )
-    trust.succeed(same, one, 70)
-    trust.succeed(other, one, 70)
-    first = Pinned("https://a.example", "north", "main", {})
-    trust.succeed(first, None, 70)
-    assert (same.owed_from, other.owed_from, first.owed_from) == (3, 71, 1)
+    """Who joins another central, or another venue, owes it only what happens from then on. One that has moved
+    to another address is known by its keys, one that was set up anew by its address: both get all."""
+    one = Pinned("https://a.example", "north", "main", {"k1": public("k1")}, owed_from=3)
+
+    def owed(url: str, venue: str, key: str, before: Pinned | None = one) -> int:
+        pinned = Pinned(url, "north", venue, {"k": public(key)})
+        trust.succeed(pinned, before, 70)
+        return pinned.owed_from
+
+    assert owed("https://a.example", "main", "k1") == 3
+    assert owed("https://a.example", "main", "k2") == 3
+    assert owed("https://b.example", "main", "k1") == 3
+    assert owed("https://b.example", "main", "k2") == 71
+    assert owed("https://a.example", "annex", "k1") == 71
+    assert owed("https://a.example", "main", "k1", None) == 1
