@@ -152,7 +152,7 @@ def _acknowledge(ranges: list[tuple[int, int, int]], each: Arrival) -> None:
 
 def _store(turn: Turn, venue: str, gateway: str, fresh: list[Arrival]) -> None:
     conn = turn.conn
-    movements = moved_by(conn, gateway, fresh)
+    movements = moved_by(conn, venue, gateway, fresh)
     number = conflicts.numbers(turn, "event", len(fresh))
     rows = []
     for place, each in enumerate(fresh):

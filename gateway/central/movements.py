@@ -14,11 +14,18 @@ from gateway.central.log import Turn
 from gateway.sync.protocol import instant
 
 _event, _epoch, _gateway = schema.event.c, schema.epoch.c, schema.gateway.c
+_change = schema.change.c
 _AT_ONCE = 500
 _MADE = select(_event.seq, _event.passage, _event.kind, _event.body).where(
     _event.gateway == bindparam("gateway"),
     _event.epoch == bindparam("epoch"),
     _event.seq.in_(bindparam("seqs", expanding=True)),
+)
+_TOLD = select(_change.id, _change.body).where(
+    _change.venue == bindparam("venue"),
+    _change.kind == "usage",
+    _change.id.in_(bindparam("ids", expanding=True)),
+    _change.body.is_not(None),
 )
 HAVE = select(_epoch.epoch, _epoch.last_seq, _epoch.number).where(_epoch.gateway == bindparam("gateway"))
 
@@ -35,7 +42,9 @@ class Arrival:
     body: str
 
 
-def moved_by(conn: Connection, gateway: str, fresh: list[Arrival]) -> dict[tuple[int, int], usage.Movement]:
+def moved_by(
+    conn: Connection, venue: str, gateway: str, fresh: list[Arrival]
+) -> dict[tuple[int, int], usage.Movement]:
     """The movements that these events make or settle, as they stand after them, by (epoch, seq)."""
     here = {(each.epoch, each.seq) for each in fresh if each.digest is not None}
     asked: dict[int, set[int]] = {}
@@ -46,6 +55,7 @@ def moved_by(conn: Connection, gateway: str, fresh: list[Arrival]) -> dict[tuple
             if (each.epoch, outcome[0]) not in here:
                 asked.setdefault(each.epoch, set()).add(outcome[0])
     found = _stored(conn, gateway, asked) if asked else {}
+    told = _told(conn, venue, gateway, fresh)
     movements: dict[tuple[int, int], usage.Movement] = {}
     for each in fresh:
         key = each.epoch, each.seq
@@ -53,7 +63,8 @@ def moved_by(conn: Connection, gateway: str, fresh: list[Arrival]) -> dict[tuple
             continue
         state = usage.made(each.event)
         if state is not None:
-            movements[key] = usage.Movement(gateway, *key, each.event, state)
+            before = told.get(key)
+            movements[key] = usage.Movement(gateway, *key, each.event, before or state, before)
         outcome = outcomes.get(key)
         if outcome is None:
             continue
@@ -71,6 +82,23 @@ def moved_by(conn: Connection, gateway: str, fresh: list[Arrival]) -> dict[tuple
             before = None if each.event.get("kind") == "passage" else "taken"
             movements[place] = usage.Movement(gateway, *place, each.event, state, before)
     return movements
+
+
+def _told(conn: Connection, venue: str, gateway: str, fresh: list[Arrival]) -> dict[tuple[int, int], str]:
+    """Of events that come after ones with higher numbers: what was told of them already, because a passage
+    named them."""
+    last = {row.epoch: row.last_seq for row in conn.execute(HAVE, {"gateway": gateway})}
+    late = {
+        f"{gateway}/{each.epoch}/{each.seq}": (each.epoch, each.seq)
+        for each in fresh
+        if each.seq <= last.get(each.epoch, -1)
+    }
+    found = {}
+    ids = list(late)
+    for start in range(0, len(ids), _AT_ONCE):
+        for row in conn.execute(_TOLD, {"venue": venue, "ids": ids[start : start + _AT_ONCE]}):
+            found[late[row.id]] = orjson.loads(row.body)["passage"]
+    return found
 
 
 def _stored(

@@ -251,6 +251,20 @@ def test_the_scan_is_not_here(north: Store) -> None:
     assert usages(north) == {"north/7/1": "taken", "north/7/3": "not_taken"}
 
 
+def test_the_scan_comes_late(north: Store) -> None:
+    """A scan that arrives after its passage, because the central failed at it for a while, is the entry that
+    was told already: it is not told twice, and can be annulled."""
+    north.take("north", [passage(2, 1, "taken", holder="H1")])
+    position = north.log("main")[1]
+    north.take("north", [entry(1, "pending")])
+    assert told(north, position) == []
+    north.take("north", [event(3, "annul", of=1, passage="not_taken")])
+    assert usages(north, position) == {"north/7/1": "not_taken"}
+    north.take("north", [passage(5, 4, "taken", holder="H1")])
+    north.take("north", [entry(4, "pending"), event(6, "annul", of=4, passage="not_taken")])
+    assert usages(north)["north/7/4"] == "not_taken"
+
+
 def test_usage_that_no_gate_could_take(north: Store) -> None:
     """An event with nonsense in its fields is kept, and makes no usage record that gates would set aside."""
     north.take("north", [entry(1, guest=-1), entry(2, holder=""), entry(3, to="")])
