@@ -73,6 +73,7 @@ class Fetch:
         self._trouble = Trouble(log.logger("sync"), "snapshot")
         self._wish: tuple[str | None, str] | None = None
         self._wished = asyncio.Event()
+        self._forgotten = False
         self.done = asyncio.Event()
         """Set each time the gate has taken one; for the one who waits to clear."""
         self.finished = 0
@@ -86,9 +87,20 @@ class Fetch:
         if self._wish is not None:
             self._wished.set()
 
+    def forget(self) -> None:
+        """This gateway was revoked: what is here of a snapshot has every code, and goes."""
+        self._wish, self._forgotten = None, True
+        self._wished.set()
+        with contextlib.suppress(OSError):
+            self._discard()
+
     async def run(self) -> None:
         while True:
             await self._wished.wait()
+            if self._forgotten:  # and what an attempt has brought since
+                self._forgotten = False
+                with contextlib.suppress(OSError):
+                    self._discard()
             if self._wish is None:
                 self._wished.clear()
                 continue
@@ -102,6 +114,8 @@ class Fetch:
             handed = await self._download(at_least, keys)
             if isinstance(handed, float):
                 return handed
+            if self._forgotten:
+                return 0
             return await self._hand_over(*handed)
         except NoAnswer as error:
             self._trouble.say(error.kind, str(error))

@@ -167,6 +167,7 @@ class Changes:
         self._failed.reset()
         self._refused.reset()
         if result["revoked"]:
+            self._fetch.forget()
             self._trouble.say("revoked", "the central has revoked this gateway", remedy="ask its operator")
             return self._slow.next()
         self._trouble.over()
@@ -204,7 +205,8 @@ class Changes:
     def _held_back(self, news: Mapping[str, Any], result: Mapping[str, Any], quick: bool) -> float:
         """A central that answers at once with nothing, again and again, is not asked without a pause."""
         same, self._cursor = news["cursor"] == self._cursor, news["cursor"]
-        nothing = not (result["changed"] or result["set_aside"] or result["commands"] or result["more"])
+        # What is set aside counts for nothing: the cursor goes on past a bad record, but not past a bad key.
+        nothing = not (result["changed"] or result["commands"] or result["more"])
         if same and nothing and quick:
             return self._empty.next()
         self._empty.reset()

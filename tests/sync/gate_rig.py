@@ -33,6 +33,9 @@ class GateRig:
         self.refusals: list[str] = []
         self.want: dict[str, Any] | None = None
         self.want_after_gone = False
+        self.sets_aside = 0
+        """Records of each answer that are bad."""
+        self.revoked = False
         self.files: list[bytes] = []
         self.refuse_files = 0
         self.last = 0
@@ -92,8 +95,8 @@ class GateRig:
             "cursor": self.cursor,
             "keys": list(self.keys),
             "wait": True,
-            "snapshot": self.want,
-            "revoked": False,
+            "snapshot": None if self.revoked else self.want,
+            "revoked": self.revoked,
             "condition": {"version": "0", "last_seq": self.last},
         }
 
@@ -119,8 +122,16 @@ class GateRig:
     def answer(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         body = self._verified(protocol.CHANGES, arguments)
         self.answers.append({"type": arguments["type"], **body})
-        result = {"changed": 0, "set_aside": 0, "commands": 0, "more": False, "gone": False, "revoked": False}
-        if body.get("revoked"):
+        result = {
+            "changed": 0,
+            "set_aside": self.sets_aside,
+            "commands": 0,
+            "more": False,
+            "gone": False,
+            "revoked": False,
+        }
+        self.revoked = bool(body.get("revoked"))
+        if self.revoked:
             return result | {"revoked": True}
         if body.get("gone"):
             self.cursor = None

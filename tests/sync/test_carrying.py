@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from gateway.sync import protocol
 from gateway.sync.client import Limits
+from gateway.sync.fetch import PART_FILE
 from gateway.sync.worker import Pace
 from tests.sync.central_rig import answering, bomb, endless, html, later, never
 from tests.sync.conftest import QUICK, Rigs, carrying, until
@@ -138,6 +140,46 @@ def test_a_central_that_does_not_hold_requests_is_not_asked_all_the_time(rigs: R
             assert len(rigs.gate.answers) - before < 15
 
     asyncio.run(main())
+
+
+def test_a_record_that_is_set_aside_again_and_again_makes_no_hot_loop(rigs: Rigs) -> None:
+    """A bad record that comes with each answer, as of a key that the gate does not take, is not asked for
+    without a pause."""
+    rigs.central.hold = False
+    rigs.gate.sets_aside = 1
+
+    async def main() -> None:
+        async with carrying(rigs):
+            await until(lambda: len(rigs.gate.answers) > 3)
+            before = len(rigs.gate.answers)
+            await asyncio.sleep(0.5)
+            assert len(rigs.gate.answers) - before < 15
+
+    asyncio.run(main())
+
+
+def test_a_revoked_gateway_keeps_no_cards(rigs: Rigs) -> None:
+    """What was fetched of a snapshot goes when the gate hears that it is revoked, also in the middle of it:
+    the file has every code."""
+    rigs.central.use_snapshot(random.Random(1).randbytes(300_000), '"s1"')
+    rigs.gate.want = {"at_least": None}
+    rigs.central.cut_at = 1000
+
+    async def main() -> None:
+        async with carrying(rigs):
+            part = rigs.state_dir / PART_FILE
+            await until(lambda: part.exists() and part.stat().st_size > 5000)
+            rigs.central.revoked = True
+            rigs.do(rigs.central.change, record(1))
+            await until(lambda: any(a.get("revoked") for a in rigs.gate.answers))
+            await until(lambda: not list(rigs.state_dir.glob("snapshot*")))
+            rigs.central.cut_at = None
+            asked = len([r for r in rigs.central.requests if r["call"] == "changes"])
+            await until(lambda: [r["call"] for r in rigs.central.requests].count("changes") > asked + 1)
+            assert not list(rigs.state_dir.glob("snapshot*"))
+
+    asyncio.run(main())
+    assert not rigs.gate.files
 
 
 def test_a_revoked_gateway_is_told_and_asks_rarely(rigs: Rigs, logged: Callable[[], str]) -> None:
