@@ -8,32 +8,23 @@ import stat
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
-from gateway import control
+from gateway import control, doctor_central
 from gateway.cache import generations
 from gateway.config import Config, ReaderConfig
 from gateway.configload import load
+from gateway.findings import Finding
 from gateway.host import clock_synchronised
 from gateway.readers.discover import scanners
 from gateway.turnstile.discover import boards
 
 _ROOM = 200 * 1024 * 1024
 """Bytes free below which the ledger is in danger of filling the disk."""
-
-
-@dataclass(slots=True, frozen=True)
-class Finding:
-    """One thing that was looked at."""
-
-    about: str
-    state: Literal["ok", "warning", "fault"]
-    found: str
-    remedy: str | None = None
 
 
 def devices(*, as_json: bool) -> int:
@@ -109,8 +100,7 @@ def findings(config: Config) -> Iterator[Finding]:
             "nobody keeps it right",
             "timedatectl set-ntp true, or a battery for the clock",
         )
-    if config.central is None:
-        yield Finding("central", "ok", "none configured: works on imported files")
+    yield from doctor_central.findings(config, status)
 
 
 def _data_dir(data_dir: Path) -> Iterator[Finding]:

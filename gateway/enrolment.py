@@ -48,7 +48,7 @@ def enroll(config: Config, source: Path, url: str, code: str) -> tuple[dict[str,
         raise EnrolError(
             f"gateway.data_dir: {data_dir} is not there; create it: install -d -m 700 {data_dir}"
         )
-    with _as_owner(state_dir if state_dir.exists() else state_dir.parent):
+    with as_owner(state_dir if state_dir.exists() else state_dir.parent):
         try:
             make_state_dir(state_dir)
         except OSError as error:
@@ -56,9 +56,9 @@ def enroll(config: Config, source: Path, url: str, code: str) -> tuple[dict[str,
         machine = machine_identity()
     answer = _ask(config.central, url, code, machine)
     pinned, token = _believed(config, url, answer)
-    with _as_owner(data_dir):
+    with as_owner(data_dir):
         _pin(config, pinned)
-    with _as_owner(state_dir):
+    with as_owner(state_dir):
         write_durably(state_dir / MACHINE_FILE, machine.encode())
         write_durably(state_dir / TOKEN_FILE, token.encode())
     said = {"gateway": pinned.gateway, "venue": pinned.venue, "url": url, "keys": list(pinned.keys)}
@@ -157,7 +157,7 @@ def _pin(config: Config, pinned: Pinned) -> None:
 
 
 @contextmanager
-def _as_owner(folder: Path) -> Iterator[None]:
+def as_owner(folder: Path) -> Iterator[None]:
     """As root: become the folder's owner, or root leaves files behind that the gate cannot open."""
     owner = folder.stat() if os.geteuid() == 0 and folder.exists() else None
     if owner is None or owner.st_uid == 0:

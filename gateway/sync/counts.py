@@ -20,6 +20,8 @@ class Counts:
     """Every metric of the sync process (DESIGN.md 8)."""
 
     def __init__(self) -> None:
+        self.trouble: dict[str, str] = {}
+        """What ails each loop now, in a sentence; for ``/health``."""
         r = self.registry = CollectorRegistry()
         ProcessCollector(registry=r)
         PlatformCollector(registry=r)
@@ -69,17 +71,23 @@ class Trouble:
     """Tells the log each kind of trouble once, and once that it is over: a central that is away for a day is
     two lines, not thousands."""
 
-    def __init__(self, log: structlog.typing.FilteringBoundLogger, what: str) -> None:
+    def __init__(self, log: structlog.typing.FilteringBoundLogger, what: str, now: dict[str, str]) -> None:
+        """``now``: where the trouble of the moment is noted, by ``what``."""
         self._log = log
         self._what = what
+        self._now = now
         self._told: set[str] = set()
 
     def say(self, kind: str, message: str, **fields: object) -> None:
+        self._now[self._what] = "; ".join(
+            [message, *(str(fields[name]) for name in ("reason", "remedy") if fields.get(name))]
+        )
         if kind not in self._told:
             self._told.add(kind)
             self._log.warning(message, what=self._what, **fields)
 
     def over(self) -> None:
+        self._now.pop(self._what, None)
         if self._told:
             self._told.clear()
             self._log.info("works again", what=self._what)

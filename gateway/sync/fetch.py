@@ -70,7 +70,7 @@ class Fetch:
         self._link, self._central, self._counts = link, central, counts
         self._part, self._note = state_dir / PART_FILE, state_dir / NOTE_FILE
         self._failed, self._away, self._slow, self._random = failed, away, slow, random
-        self._trouble = Trouble(log.logger("sync"), "snapshot")
+        self._trouble = Trouble(log.logger("sync"), "snapshot", counts.trouble)
         self._wish: tuple[str | None, str] | None = None
         self._wished = asyncio.Event()
         self._forgotten = False

@@ -52,7 +52,11 @@ class Pages:
         if self._central:
             last = self._counts.registry.get_sample_value("gateway_sync_last_success_timestamp_seconds")
             answers = self._counts.registry.get_sample_value("gateway_sync_up") == 1
-            body["central"] = {"up": answers, "last_success": last or None}
+            body["central"] = {
+                "up": answers,
+                "last_success": last or None,
+                "trouble": self._counts.trouble,
+            }
         return web.json_response(body, status=200 if up else 503, headers={"Cache-Control": "no-store"})
 
     async def _gate(self) -> bytes | None:

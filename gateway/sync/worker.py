@@ -78,7 +78,7 @@ class Changes:
     ) -> None:
         self._link, self._central, self._fetch, self._counts = link, central, fetch, counts
         self._pace, self._random = pace, random
-        self._trouble = Trouble(log.logger("sync"), "changes")
+        self._trouble = Trouble(log.logger("sync"), "changes", counts.trouble)
         self._away = pace.gate(random)
         self._failed = pace.central(random)
         self._refused = pace.central(random)
@@ -248,7 +248,7 @@ class Sending:
     ) -> None:
         self._link, self._central, self._event, self._counts = link, central, event, counts
         self._pace, self._random = pace, random
-        self._trouble = Trouble(log.logger("sync"), "events")
+        self._trouble = Trouble(log.logger("sync"), "events", counts.trouble)
         self._uploads = Uploads()
         self._away = pace.gate(random)
         self._failed = pace.central(random)
