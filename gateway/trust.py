@@ -32,7 +32,6 @@ _OUTSTANDING = 8
 _REMEMBERED = 1000
 """Commands. Each is worth something for a day at most, and a central that sends more a day is none."""
 LONGEST_TTL = 24 * HOUR
-_MOST_KEYS = 8
 _REMEDY = "gateway enroll URL CODE writes it anew"
 _DRIFT = 5000
 """One part in so many by which this machine's monotonic clock may differ from the central's."""
@@ -154,7 +153,7 @@ class Trust:
         key = base64.b64encode(protocol.public_bytes(record.get("public"))).decode()
         if self.pinned.keys.get(id_, key) != key:
             raise ProtocolError("id: that key is known here with other bytes; give a new key a new id")
-        if id_ not in self.pinned.keys and len(self.pinned.keys) >= _MOST_KEYS:
+        if id_ not in self.pinned.keys and len(self.pinned.keys) >= protocol.MAX_KEYS:
             raise ProtocolError("public: too many keys; end the old ones first")
         known = id_ in self.pinned.keys
         self.pinned.keys[id_] = key
@@ -215,8 +214,8 @@ def _load_obeyed(data_dir: Path) -> list[str]:
 def pinned_from(answer: dict[str, Any]) -> Pinned:
     """What an enrolment says. Raises ProtocolError, naming the field."""
     keys = answer.get("keys")
-    if not isinstance(keys, list) or not 0 < len(keys) <= _MOST_KEYS:
-        raise ProtocolError(f"keys: must be a list of 1 to {_MOST_KEYS}")
+    if not isinstance(keys, list) or not 0 < len(keys) <= protocol.MAX_KEYS:
+        raise ProtocolError(f"keys: must be a list of 1 to {protocol.MAX_KEYS}")
     found = {}
     for item in keys:
         if not isinstance(item, dict):

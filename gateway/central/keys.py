@@ -21,6 +21,7 @@ from gateway.central import feed, files, schema
 from gateway.central.facts import KeyRow
 from gateway.central.faults import NotFound, Refused, StoreUnusable
 from gateway.central.log import Log, Turn
+from gateway.sync.protocol import MAX_KEYS
 
 _key = schema.key.c
 _STATE = update(schema.key).where(_key.id == bindparam("i")).values(state=bindparam("state"))
@@ -61,7 +62,9 @@ class Keys:
         return {id_: self._private[id_]}
 
     def announce(self) -> str:
-        """Draws a key and tells every gate of it; it signs nothing yet."""
+        """Draws a key and tells every gate of it; it signs nothing yet. Raises Refused."""
+        if len(self.public()) >= MAX_KEYS:
+            raise Refused(f"gateways take {MAX_KEYS} keys at a time; retire an old one first")
         return self._draw("announced")
 
     def use(self, id_: str) -> None:

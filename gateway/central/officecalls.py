@@ -375,7 +375,15 @@ OPERATIONS = (
     ),
     Operation("GET", "/keys", "admin", list_keys, "The keys that sign", thing(keys=many(_KEY))),
     Operation(
-        "POST", "/keys", "admin", announce_key, "Draws a key and announces it", _KEY, _NOTHING, status=201
+        "POST",
+        "/keys",
+        "admin",
+        announce_key,
+        "Draws a key and announces it",
+        _KEY,
+        _NOTHING,
+        status=201,
+        conflicts=True,
     ),
     Operation(
         "POST",

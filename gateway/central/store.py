@@ -430,7 +430,7 @@ class Store:
         admins.revoke(self.db, name)
 
     def announce_key(self) -> str:
-        """Draws a key, tells the gates of it, and gives its id; it signs from ``use_key`` on."""
+        """Draws a key, tells the gates, and gives its id; it signs from ``use_key`` on. Raises Refused."""
         return self.keys.announce()
 
     def use_key(self, id_: str) -> None:

@@ -28,6 +28,8 @@ MAX_RECORD = 65_536
 MAX_EVENTS = 1_000
 MAX_UPLOAD = 2_097_152
 MAX_WAIT = 30
+MAX_KEYS = 8
+"""That a gateway pins at a time."""
 WAIT = 25
 NONCE_LIFE = 120_000_000
 """Microseconds for which a nonce may be answered."""

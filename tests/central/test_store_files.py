@@ -134,6 +134,19 @@ def test_rotation(open_store: Callable[..., Store]) -> None:
     assert state(open_store()) == ["retired", "present"]
 
 
+def test_no_more_keys_than_a_gateway_takes(store: Store) -> None:
+    """A gateway pins a few keys at most; one more is not drawn before an old one has ended."""
+    [first] = [key.id for key in store.keys.all()]
+    for _ in range(protocol.MAX_KEYS - 1):
+        last = store.announce_key()
+    with pytest.raises(Refused, match="retire"):
+        store.announce_key()
+    store.use_key(last)
+    store.retire_key(first)
+    store.announce_key()
+    assert len(store.keys.public()) == protocol.MAX_KEYS
+
+
 def test_who_missed_an_announcement(store: Store) -> None:
     """A gateway that came by a snapshot is told of keys that it does not name, and of those that ended."""
     [first] = [key.id for key in store.keys.all()]
