@@ -36,6 +36,7 @@ class GateRig:
         self.sets_aside = 0
         """Records of each answer that are bad."""
         self.revoked = False
+        self.condition: dict[str, Any] = {"version": "0"}
         self.files: list[bytes] = []
         self.refuse_files = 0
         self.last = 0
@@ -97,7 +98,7 @@ class GateRig:
             "wait": True,
             "snapshot": None if self.revoked else self.want,
             "revoked": self.revoked,
-            "condition": {"version": "0", "last_seq": self.last},
+            "condition": {**self.condition, "last_seq": self.last},
         }
 
     def _draw(self) -> str:

@@ -51,6 +51,20 @@ def test_a_change_reaches_the_gate_as_it_was_signed(rigs: Rigs) -> None:
     assert not rigs.gate.refusals
 
 
+def test_a_condition_that_no_server_would_take_keeps_no_news_back(rigs: Rigs) -> None:
+    """A header of more than 8,190 bytes is 400 for most servers; what a gate with very many readers says of
+    itself stays at home, and the revocation comes."""
+    rigs.gate.condition = {"readers_down": ["reader"] * 1000}
+
+    async def main() -> None:
+        async with carrying(rigs):
+            rigs.do(rigs.central.change, record(1))
+            await until(lambda: rigs.gate.records)
+
+    asyncio.run(main())
+    assert "Gateway-Condition" not in rigs.central.requests[0]["headers"]
+
+
 def test_many_changes_come_without_a_pause(rigs: Rigs) -> None:
     """As long as the central has more, it is asked again at once, and nothing is left out."""
     rigs.do(rigs.central.change, *(record(n) for n in range(2000)))
