@@ -6,6 +6,7 @@ is, and the manifest's bytes are what is signed. In it are neither keys nor comm
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import secrets
@@ -38,9 +39,19 @@ def build(log: Log, folder: Path, venue: str, forget: int) -> SnapshotFile:
     """Writes a new file from one state of the database, and removes all but the newest two, and those from
     before the position ``forget``, at which a holder was deleted.
 
-    Memory is bounded. One at a time for each venue. Raises NotFound and OSError.
+    Memory is bounded. Raises NotFound and OSError.
     """
     folder.mkdir(mode=0o700, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # One at a time: a central that was killed may have left its builder at work.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _build(log, folder, venue, forget)
+    finally:
+        os.close(lock)
+
+
+def _build(log: Log, folder: Path, venue: str, forget: int) -> SnapshotFile:
     for left in folder.glob(f"{_stem(venue)}-*"):  # of a build that was killed
         if left.suffix == ".part" or not left.with_suffix(".json").exists():
             left.unlink(missing_ok=True)

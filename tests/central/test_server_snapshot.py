@@ -6,6 +6,8 @@ import gzip
 import hashlib
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import orjson
 import pytest
@@ -147,6 +149,18 @@ def test_a_large_file_is_made_by_a_process_of_its_own(server: Server) -> None:
     records = gzip.decompress(gate.snapshot(at_least=current(gate)).raw).splitlines()
     assert len(records) == 20_001
     assert orjson.loads(records[0]) == card(1000)
+
+
+def test_builders_wait_for_each_other(server: Server) -> None:
+    """One that a killed central left at work, and the new central's: each makes its file whole."""
+    server.put(*(card(number) for number in range(2000)), venue=server.venue("builders"))
+
+    def build(_: int) -> int:
+        with closing(Store.open(server.directory, serve=False)) as store:
+            return max(store.build_snapshot("builders").count for _ in range(5))
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(build, range(4))) == [2000] * 4
 
 
 def test_a_failed_build_is_told_and_tried_again(server: Server) -> None:
