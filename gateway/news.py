@@ -41,6 +41,9 @@ _GLANCE = 0.002
 """Seconds between two looks at whether a thread is done."""
 _PAUSE = 0.01
 """Seconds between two steps of what nobody waits for any more."""
+_ASKED = 50
+"""Usages that the ledger is asked for in one step: those of a gate that was offline come back to it in
+hundreds of thousands."""
 _STEP = 250
 """Events read in one step."""
 _SPREAD = 20 * HOUR
@@ -292,35 +295,42 @@ class News:
         trust, d = self._need(), self._d
         records: list[Any] = []
         commands: list[Any] = []
-        pinned, keys, bad = False, 0, 0
-        for n, record in enumerate(changes.records):
+        pinned, bad = False, 0
+        for record in changes.records:
             kind = record.get("kind") if isinstance(record, dict) else None
             if kind == "command":
                 commands.append(record)
             elif kind == "key":
-                keys += 1
                 try:
                     pinned |= trust.pin_key(record, signer)
                 except ProtocolError as error:
                     bad += 1
                     self._log.warning("the central sent a bad key; it is set aside", reason=str(error))
-            elif kind != "usage" or not self._is_own(record):
+            else:
                 records.append(record)
-            if n % 50 == 49:
-                yield Later()
         if pinned:
             self._log.info("the central's keys are others", keys=list(trust.pinned.keys))
             yield from self._keep(trust.save)
-        d.metrics.changes.labels("own_usage").inc(len(changes.records) - len(records) - len(commands) - keys)
+        others: list[Any] = []
+        for start in range(0, len(records), _ASKED):
+            if start:
+                yield Later()
+            part = records[start : start + _ASKED]
+            numbers = [self._own_number(record) for record in part]
+            own = d.ledger.held({number for number in numbers if number is not None})
+            others += [record for record, number in zip(part, numbers, strict=True) if number not in own]
+        d.metrics.changes.labels("own_usage").inc(len(records) - len(others))
         d.metrics.changes.labels("set_aside").inc(bad)
-        return records, commands, bad
+        return others, commands, bad
 
-    def _is_own(self, record: dict[str, Any]) -> bool:
-        """Whether a usage tells of what stands in our own ledger."""
+    def _own_number(self, record: Any) -> tuple[int, int] | None:
+        """(epoch, seq) of a usage that tells of what should stand in our own ledger."""
+        if not isinstance(record, dict) or record.get("kind") != "usage":
+            return None
         if record.get("gateway") != self._need().pinned.gateway or record.get("passage") == "not_taken":
-            return False
+            return None
         epoch, seq = record.get("epoch"), record.get("seq")
-        return type(epoch) is int and type(seq) is int and self._d.ledger.holds(epoch, seq)
+        return (epoch, seq) if type(epoch) is int and type(seq) is int else None
 
     def _apply(self, target: Snapshot, changes: Changes, records: list[Any]) -> Generator[Any, None, Applied]:
         d, said = self._d, changes.said
