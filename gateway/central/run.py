@@ -139,7 +139,7 @@ async def running(
 
 def application(central: Central) -> web.Application:
     """Every call of the central, behind the guard."""
-    app = web.Application(middlewares=[guard(central.tally, central.log)], handler_args={})
+    app = web.Application(middlewares=[guard(central.tally, central.log)])
     app.on_response_prepare.append(central.tally.answered)
     app.add_routes(server.routes(central))
     app.add_routes(admin.routes(central))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import insert, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.central import (
@@ -138,17 +138,6 @@ class Store:
             turn.conn.execute(
                 insert(schema.venue),
                 [{"id": id_, "names": names, "history": new_history(), "position": 0, "oldest": 0}],
-            )
-
-    def set_names(self, venue: str, names: bool) -> None:
-        """Whether holders' names are sent to its gates, which fetch new snapshots within a day."""
-        with self._log.turn() as turn:
-            if self._log.venue(turn.conn, venue).names == names:
-                return
-            turn.conn.execute(
-                update(schema.venue)
-                .where(schema.venue.c.id == venue)
-                .values(names=names, forget_position=turn.place(venue), forget_at=turn.now)
             )
 
     def venues(self) -> list[VenueRow]:
@@ -417,10 +406,6 @@ class Store:
     def who(self, token: str) -> tuple[str, str] | None:
         """(name, role) of an admin token."""
         return admins.role_of(self.db, token)
-
-    def role_of(self, token: str) -> str | None:
-        found = self.who(token)
-        return None if found is None else found[1]
 
     def tokens(self) -> list[TokenRow]:
         return admins.all_(self.db)

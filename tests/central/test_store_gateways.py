@@ -249,15 +249,15 @@ def test_first_admin_token(store: Store) -> None:
 def test_admin_tokens(store: Store) -> None:
     """Each has a name and a role; a revoked one is worth nothing; the last admin stays."""
     desk = store.create_token("desk", "operate")
-    assert store.role_of(desk) == "operate"
-    assert store.role_of("x") is store.role_of("") is None
+    assert store.who(desk) == ("desk", "operate")
+    assert store.who("x") is store.who("") is None
     assert [(t.name, t.role) for t in store.tokens()] == [("admin", "admin"), ("desk", "operate")]
     with pytest.raises(Refused, match="desk"):
         store.create_token("desk", "read")
     with pytest.raises(Refused, match="role"):
         store.create_token("boss", "owner")
     store.revoke_token("desk")
-    assert store.role_of(desk) is None
+    assert store.who(desk) is None
     with pytest.raises(NotFound):
         store.revoke_token("desk")
     with pytest.raises(Refused, match="last"):

@@ -241,11 +241,6 @@ def test_names_stay_here(store: Store) -> None:
     assert "name" not in told(store)[0]
     assert told(store, venue="open")[0]["name"] == "Name of H1"
     assert exported(store)[0]["name"] == "Name of H1"
-    store.set_names("open", names=False)
-    assert "name" not in told(store, venue="open")[0]
-    forget = store.forget("open")
-    assert forget is not None
-    assert forget[0] == store.log("open")[1]
 
 
 def test_acts(store: Store) -> None:
