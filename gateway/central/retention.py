@@ -18,6 +18,7 @@ USUAL = 40 * DAY
 """Covers a day, a week and a month."""
 YEAR = 400 * DAY
 _AT_ONCE = 500
+_EVER = (1 << 63) - 1
 _change, _record = schema.change.c, schema.record.c
 
 
@@ -38,10 +39,11 @@ def horizon(product: Any) -> int | None:
 def old_usage(conn: Connection, venue: str, now: int) -> Iterator[tuple[str, int]]:
     """Id and position of the usage in a venue's log that nothing can need any more; reads as it goes."""
     horizons = {}
-    for row in _after(conn, venue, "product", "", None):
+    for row in _after(conn, venue, "product", "", _EVER, None):
         horizons[row.id] = horizon(orjson.loads(row.body))
     last = ""
-    while rows := _after(conn, venue, "usage", last, _AT_ONCE):
+    # What came lately stays, however old its entry is: a gate that was offline sends a million at once.
+    while rows := _after(conn, venue, "usage", last, now - PRESENCE, _AT_ONCE):
         last = rows[-1].id
         usages = [(row, orjson.loads(row.body)) for row in rows]
         products = _products(conn, [u["entitlement"] for _, u in usages if u.get("entitlement") is not None])
@@ -65,12 +67,20 @@ def _products(conn: Connection, entitlements: list[str]) -> dict[str, str | None
     return {row.id: orjson.loads(row.body).get("product") for row in rows}
 
 
-def _after(conn: Connection, venue: str, kind: str, last: str, limit: int | None) -> Sequence[Any]:
-    """What a venue sees of a kind after this id, in order."""
+def _after(
+    conn: Connection, venue: str, kind: str, last: str, before: int, limit: int | None
+) -> Sequence[Any]:
+    """What a venue sees of a kind after this id, in order, and has seen since before an instant."""
     return conn.execute(
         select(_change.id, _change.position, func.coalesce(_change.body, _record.body).label("body"))
         .outerjoin(schema.record, and_(_record.kind == _change.kind, _record.id == _change.id))
-        .where(_change.venue == venue, _change.kind == kind, _change.id > last, _change.deleted.is_(False))
+        .where(
+            _change.venue == venue,
+            _change.kind == kind,
+            _change.id > last,
+            _change.at <= before,
+            _change.deleted.is_(False),
+        )
         .order_by(_change.id)
         .limit(limit)
     ).all()
