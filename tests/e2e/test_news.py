@@ -629,11 +629,15 @@ def test_a_damaged_event_keeps_its_place(gate: Joined) -> None:
 
 
 def test_another_central_gets_nothing_of_before(gate: Joined) -> None:
-    """Events from before belong to the central that was joined then; the same one gets all that it misses."""
+    """Events from before belong to the central that was joined then; the same one, also where it
+    has moved, gets all that it misses."""
     gate.verdict("OPEN0")
     gate.site.written()
     gate.enrol()
     assert [row[2] for row in gate.courier.outbox()["rows"]] == [1]
+    gate.enrol(url="https://moved.example")
+    assert [row[2] for row in gate.courier.outbox()["rows"]] == [1]
+    gate.hand.keys = Hand().keys
     gate.enrol(url="https://other.example")
     assert gate.courier.outbox()["rows"] == []
     gate.verdict("OPEN1")
