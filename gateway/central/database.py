@@ -46,6 +46,11 @@ class Database:
             self._engine = create_engine(self.url, hide_parameters=True)
         except (ArgumentError, ImportError) as error:
             raise StoreUnusable(f"the database URL cannot be used: {error}") from error
+        except ValueError:  # its words may be a part of the password
+            raise StoreUnusable(
+                "the database URL cannot be used: its port is no number; what is special in a password is "
+                "percent-encoded"
+            ) from None
         self.on_connect: Callable[[], None] = _nothing
         event.listen(self._engine, "connect", self._connected)
         if self.url.get_backend_name() == "sqlite":

@@ -61,7 +61,7 @@ def test_newer_schema(open_store: Callable[..., Store], own_file: None) -> None:
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("spoil", ["database", "directory", "url", "secret", "driver"])
+@pytest.mark.parametrize("spoil", ["database", "directory", "url", "port", "secret", "driver"])
 def test_unusable(tmp_path: Path, spoil: str) -> None:
     """What cannot be opened is named, with the remedy."""
     directory, url = tmp_path / "c", None
@@ -74,11 +74,14 @@ def test_unusable(tmp_path: Path, spoil: str) -> None:
     elif spoil == "secret":
         (directory / "secret").write_bytes(b"short")
     else:
-        url = {"url": "nonsense", "driver": "oracle+nothing://x"}[spoil]
+        url = {
+            "url": "nonsense", "driver": "oracle+nothing://x", "port": "postgresql://u:pass@word@h:x/y"
+        }[spoil]  # fmt: skip
     with pytest.raises(StoreUnusable) as caught:
         Store.open(directory, url)
     word = {"database": "central.db", "directory": "file", "secret": "secret"}.get(spoil, "database URL")
     assert word in str(caught.value)
+    assert "pass" not in str(caught.value)
 
 
 # --- keys ------------------------------------------------------------------------------------------------
