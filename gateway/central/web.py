@@ -7,6 +7,7 @@ unpacked, and whatever goes wrong here is told in one sentence and never with a 
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Generator, Iterator
@@ -16,12 +17,16 @@ import orjson
 import structlog
 from aiohttp import http_exceptions, web
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
+from sqlalchemy.exc import OperationalError
 
 from gateway.sync import protocol
 from gateway.sync.protocol import ProtocolError
 
 BODY_S = 60
 """For how long a body of bounded size may be on its way, and each piece of an unbounded one."""
+_AGAIN_S = 10
+"""Until a gateway asks again, where the machine is at fault."""
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _ADDRESSES = 10_000
 """So many addresses are remembered for what failed."""
 
@@ -202,9 +207,23 @@ async def _answer(
     except Exception as error:
         # The one place that catches whatever comes: an answer must never be a traceback. The message of the
         # exception may quote what was sent, so the log has its type and the place only.
+        if (reason := _of_the_machine(error)) is not None:
+            log.error("the central's data cannot be used", call=_call(request), reason=reason)
+            text = "the central cannot write or read its data; is its disk full?"
+            return refused(503, "failed", text, retry_after=_AGAIN_S)
         place = "".join(traceback.format_tb(error.__traceback__)[-6:])
         log.error("a call failed", call=_call(request), error=type(error).__name__, place=place)
         return refused(500, "failed", "the central failed at this; its log says where")
+
+
+def _of_the_machine(error: Exception) -> str | None:
+    """The reason, where a disk is full or a database is away: no fault of the request, and 503 tells a
+    gateway that none of its events is to blame."""
+    if isinstance(error, OperationalError):
+        return str(error.orig)
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return error.strerror
+    return None
 
 
 def _said(status: int) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import http.client
 import ipaddress
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -133,6 +135,37 @@ def test_one_central_to_a_folder(tmp_path: Path) -> None:
         taken = Server(tmp_path / "two", port=port)
         with pytest.raises(AssertionError, match="cannot listen"):
             taken.__enter__()
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """What cannot be written is refused with 503, nothing of it stays, and the log says why without a
+    traceback; what can be read is read; with room again it is written."""
+    data = tmp_path / "central"
+    lines = b"".join(orjson.dumps({"kind": "holder", "id": f"H{n}"}) + b"\n" for n in range(5000))
+    with serving(data) as (process, url):
+        host, port = url.removeprefix("http://").split(":")
+        headers = {"Authorization": f"Bearer {(data / 'admin.token').read_text().strip()}"}
+
+        def ask(method: str, path: str, body: bytes | None = None) -> tuple[int, str | None, bytes]:
+            connection = http.client.HTTPConnection(host, int(port), timeout=20)
+            kind = {} if body is None else {"Content-Type": "application/x-ndjson"}
+            connection.request(method, f"/admin/v1/venues{path}", body, headers | kind)
+            answer = connection.getresponse()
+            with contextlib.closing(connection):
+                return answer.status, answer.headers["Retry-After"], answer.read()
+
+        _, most = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (400_000, most))
+        status, again, said = ask("POST", "/main/records", lines)
+        assert (status, again) == (503, "10")
+        assert b"disk" in said
+        assert orjson.loads(ask("GET", "")[2])["venues"][0]["position"] == 0
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (most, most))
+        assert ask("POST", "/main/records", lines)[0] == 200
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=20)
+    assert b"data cannot be used" in err
+    assert b"line " not in err
 
 
 def test_it_serves_tls(tmp_path: Path) -> None:
