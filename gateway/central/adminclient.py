@@ -23,6 +23,7 @@ LONG_S = 3600
 
 _CHUNK = 1 << 16
 _LARGEST_ERROR = 1 << 20
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class CentralError(Exception):
@@ -81,6 +82,13 @@ class Admin:
     """The admin API at a URL."""
 
     def __init__(self, url: str, token: str) -> None:
+        """Raises CentralError for an address to which the token would go unencrypted."""
+        scheme, host, _, _ = parts(url)
+        if scheme == "http" and host not in _LOOPBACK:
+            raise CentralError(
+                f"{url}: would show the admin token to the network; write https://, or run this on the"
+                " central's machine: http:// is for localhost, 127.0.0.1 and [::1] alone"
+            )
         self.url = url
         self._token = token
 

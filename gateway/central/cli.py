@@ -496,6 +496,8 @@ def _keys(options: argparse.Namespace) -> int:
         rows = _rows(_admin(options).call("GET", "keys"))
         return _list(options, rows, *(rows[0] if rows else ("id",)))
     if options.act == "announce":
+        if options.id is not None:
+            raise CentralError("announce takes no key: it draws one")
         return _ask(options, "POST", "keys", {})
     if options.id is None:
         raise CentralError(f"name the key: gateway central keys {options.act} KEY")

@@ -101,7 +101,11 @@ class Database:
                 config.attributes["connection"] = conn
                 command.upgrade(config, "head")
         except SQLAlchemyError as error:
-            raise StoreUnusable(f"{self.where} cannot be opened: {error}") from error
+            reason = getattr(error, "orig", None) or error  # SQLAlchemy's own text has the statement in it
+            raise StoreUnusable(
+                f"{self.where} cannot be opened: {reason}; see to its rights and its disk, and if it is "
+                "damaged restore a backup"
+            ) from error
 
     @property
     def where(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import orjson
@@ -21,6 +22,8 @@ TOKENS_KEPT = 400 * 86_400 * SECOND
 SEEN_WRITTEN_EVERY = 60 * SECOND
 LONGEST_CONDITION = 8192
 LONGEST_NAME = 200
+_GATEWAY_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+"""As gateways take it in their configuration: a code for another could be used by nobody."""
 
 _gateway, _token, _enrolment = schema.gateway.c, schema.gateway_token.c, schema.enrolment.c
 _BY_ID = select(schema.gateway).where(_gateway.id == bindparam("gateway"))
@@ -43,7 +46,10 @@ class Gateways:
 
     def enrolment_code(self, gateway: str, venue: str, *, ttl_s: int, by: str) -> str:
         """A one-time code, worth something for so many seconds. Raises NotFound and Refused."""
-        check_name(gateway, "gateway")
+        if not _GATEWAY_ID.fullmatch(gateway):
+            raise Refused(
+                "gateway: must be 1 to 64 of the letters A to Z, digits, - and _, as its [gateway] id"
+            )
         if ttl_s <= 0:
             raise Refused("ttl_s: must be positive")
         code = secret.enrolment_code()

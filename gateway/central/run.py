@@ -75,7 +75,8 @@ async def _serve(options: argparse.Namespace) -> int:
         log=log,
     ) as url:
         token = directory / "admin.token"
-        sys.stdout.write(f"central on {url}, data in {directory}, admin token in {token}\n")
+        where = f"admin token in {token}" if token.exists() else f"no {token}: use the copy that you kept"
+        sys.stdout.write(f"central on {url}, data in {directory}, {where}\n")
         sys.stdout.flush()
         if context is None:
             log.info("plain http: for this machine alone, or behind a proxy with TLS")
@@ -119,7 +120,9 @@ async def running(
             try:
                 await site.start()
             except OSError as error:
-                raise Unservable(f"cannot listen on {host}:{port}: {error.strerror}") from error
+                raise Unservable(
+                    f"cannot listen on {host}:{port}: {error.strerror}; give another --listen"
+                ) from error
             url = _url(runner, host, context)
             files.write(directory / ADDRESS, f"{url}\n".encode())
             for venue in await central.db(store.venues):
@@ -224,7 +227,8 @@ def tls(cert: Path | None, key: Path | None) -> ssl.SSLContext | None:
     try:
         context.load_cert_chain(cert, key)
     except OSError as error:
-        raise Unservable(f"--tls-cert {cert}, --tls-key {key}: {error.strerror or error}") from error
+        what = "no PEM files that belong together" if isinstance(error, ssl.SSLError) else error.strerror
+        raise Unservable(f"--tls-cert {cert}, --tls-key {key}: {what}") from error
     return context
 
 

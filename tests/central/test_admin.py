@@ -313,6 +313,7 @@ def test_a_card_is_replaced(server: Server) -> None:
         ("venues/nowhere/enrolment-codes", {"gateway": "g"}, 404),
         ("venues/main/enrolment-codes", {"gateway": "g", "ttl_s": 0}, 400),
         ("venues/main/enrolment-codes", {"gateway": ""}, 400),
+        ("venues/main/enrolment-codes", {"gateway": "no/rth"}, 409),
         ("venues", {"id": "main"}, 409),
         ("venues", {"id": "x", "names": "yes"}, 400),
         ("keys/k9/use", {}, 404),

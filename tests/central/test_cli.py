@@ -324,6 +324,8 @@ def test_events_come_as_lines_as_csv_and_by_number(central: Admin, run: Run, pip
         (("gateways", "--admin-token", "s3cret-token-given-by-mistake"), "give the name of a file"),
         (("gateways", "--url", "http://127.0.0.1:9"), "start it: gateway central serve --data DIR"),
         (("gateways", "--url", "localhost"), "must be http://HOST:PORT"),
+        (("gateways", "--url", "http://central.example"), "write https://"),
+        (("keys", "announce", "k9"), "announce takes no key"),
         (("gateways", "--url", "http://[::1"), "is no URL"),
         (("events", "--after", "yesterday"), "must be an instant"),
     ],
