@@ -161,7 +161,10 @@ async def _carriers(
     tokens = Tokens(state_dir, Path(credentials) if credentials else None)
     machine = machine_identity()
     _compare_machine(state_dir, machine)
-    context = tls(central.ca_file, central.client_cert, central.client_key)
+    try:
+        context = tls(central.ca_file, central.client_cert, central.client_key)
+    except OSError as error:
+        raise OSError(f"[central] ca_file, client_cert or client_key: {error}") from error
     remote = Central(central.url, tokens, machine, counts, context=context)
     closing.push_async_callback(remote.close)
     links = [Link(connect, seconds) for seconds in (_CALL, _CALL, _BUILD)]

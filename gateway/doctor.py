@@ -132,7 +132,7 @@ def _data_dir(data_dir: Path) -> Iterator[Finding]:
         )
     whole = [n for n in numbers if generations.passes(generations.path_of(data_dir, n))]
     if not whole:
-        yield Finding("snapshot", "fault", "there is none", "gateway import FILE")
+        yield Finding("snapshot", "fault", "there is none", "gateway import FILE, or join a central")
     elif whole[0] != numbers[0]:
         yield Finding(
             "snapshot",
@@ -197,7 +197,10 @@ def _running(status: dict[str, Any]) -> Iterator[Finding]:
 def _snapshot_in_use(snapshot: dict[str, Any] | None) -> Iterator[Finding]:
     if snapshot is None:
         yield Finding(
-            "snapshot", "fault", "the gate uses none: every code is unknown to it", "gateway import FILE"
+            "snapshot",
+            "fault",
+            "the gate uses none: every code is unknown to it",
+            "gateway import FILE, or join a central",
         )
         return
     if snapshot["stale"]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import os
 import re
 import socket
 import ssl
@@ -376,12 +377,15 @@ def no_answer(error: Exception) -> NoAnswer:
         inner = (
             error.certificate_error if isinstance(error, aiohttp.ClientConnectorCertificateError) else error
         )
-        reason = getattr(inner, "verify_message", "") or getattr(inner, "reason", "") or "TLS failed"
-        return NoAnswer("tls", f"no trust in the central's certificate: {reason}")
+        if reason := getattr(inner, "verify_message", ""):
+            return NoAnswer("tls", f"no trust in the central's certificate: {reason}")
+        reason = getattr(inner, "reason", "") or getattr(inner, "strerror", "") or type(inner).__name__
+        return NoAnswer("tls", f"what answers speaks no TLS that we do: {reason}")
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return NoAnswer("name", "the central's name is not known")
     if isinstance(error, aiohttp.ClientConnectorError):
-        return NoAnswer("connection", f"no connection to the central: {error.strerror or 'refused'}")
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or "refused"
+        return NoAnswer("connection", f"no connection to the central: {why}")
     if isinstance(error, aiohttp.ClientPayloadError):
         return NoAnswer("cut", "the answer was cut")
     return NoAnswer("connection", f"the connection to the central broke ({type(error).__name__})")

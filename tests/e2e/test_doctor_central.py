@@ -131,7 +131,7 @@ def test_token_and_names(system: System, site: Callable[..., Site]) -> None:
 
 @contextmanager
 def another(port: int) -> Iterator[None]:
-    """A web server that is nobody's central, and says it is the year 2000."""
+    """A web server that is nobody's central."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -154,8 +154,8 @@ def another(port: int) -> Iterator[None]:
 
 
 def test_somebody_else_answers(system: System, site: Callable[..., Site]) -> None:
-    """Another web server where the central should be, and where the sync's pages should be; a name that
-    nobody knows."""
+    """Another web server where the central should be, and where the sync's pages should be; a central
+    without TLS where it is asked for; a name that nobody knows."""
     north = system.gateway(site, *TABLES)
     port, pages = free_port(), free_port()
     north.site.sections["central"]["url"] = f"http://127.0.0.1:{port}"
@@ -165,6 +165,9 @@ def test_somebody_else_answers(system: System, site: Callable[..., Site]) -> Non
         found = ask(north, 1)
     says(found["way to the central"], "fault", "answers 200, as no central does", "url in [central]")
     says(found["sync"], "fault", "is not the sync", "[web] listen")
+    north.site.sections["central"]["url"] = system.central.url.replace("http:", "https:")
+    north.site.write()
+    says(ask(north, 1)["way to the central"], "fault", "speaks no TLS", "ca_file")
     north.site.sections["central"]["url"] = "https://central.invalid"
     north.site.write()
     says(ask(north, 1)["way to the central"], "fault", "name is not known", "url in [central]")
