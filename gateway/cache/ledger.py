@@ -11,7 +11,7 @@ disk that cannot be written at all is a fault: events wait in memory, in order a
 ``on_failure`` says what the caller is told meanwhile. A damaged file is set aside and a new one begun, also
 while the gate runs.
 
-Everything here is called on the loop's thread; the callbacks come there too.
+Everything here but ``outbox_json`` is called on the loop's thread; the callbacks come there too.
 """
 
 from __future__ import annotations
@@ -444,8 +444,8 @@ class Ledger:
     def outbox_json(self, limit: int, since: int) -> list[tuple[int, bytes]]:
         """The same, each as its number and the JSON text ``[epoch, digest in hex, values ...]``.
 
-        The loop has a million to hand over after a week offline: SQLite writes the text in a third of the
-        time that it takes to make values for Python, and the digest is over that very text.
+        A million go out after a week offline: SQLite writes the text in a third of the time that it takes to
+        make values for Python, and the digest is over that very text. May be called in another thread.
         """
         return self._ask(lambda reader: reader.outbox_json(since, limit, self._writer.epochs), [])
 
