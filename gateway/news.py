@@ -575,7 +575,9 @@ class News:
             yield {"enrolled": False}
             return
         last = max(since, d.ledger.acknowledged, trust.pinned.owed_from - 1)
-        rows = yield from self._until(partial(_rows, d.ledger, limit, last))
+        rows: list[bytes] = []
+        if not self._drawing:  # else they would go out under an epoch that is about to be another
+            rows = yield from self._until(partial(_rows, d.ledger, limit, last))
         yield {
             "enrolled": True,
             "nonce": trust.draw(monotonic(), protocol.EVENTS) if rows else None,
@@ -601,12 +603,13 @@ class News:
         trust.fresh(uploaded.said, monotonic(), protocol.EVENTS)
         self._learn(uploaded.said)
         self._acknowledged_at = uploaded.said.time
+        now = d.gate.clock.read(wall(), monotonic(), synchronised=d.synchronised)
         for epoch, seq, reason in uploaded.refused:
             if d.ledger.epoch_of(seq) == epoch:
                 d.ledger.refuse(seq, reason[:500])
                 d.metrics.refused_events.inc()
         for epoch, first, last in uploaded.acknowledged:
-            d.ledger.settle(epoch, first, last)
+            d.ledger.settle(epoch, first, last, now)
         conflict = self._conflict(uploaded)
         self._compare(uploaded.said)
         # What was settled is on disk before the courier asks for more, or it would get the same again.

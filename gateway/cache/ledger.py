@@ -424,11 +424,12 @@ class Ledger:
         rows = self.events(seq - 1, 1)
         return rows[0] if rows and rows[0]["seq"] == seq else None
 
-    def acknowledge(self, epoch: int, seq: int) -> bool:
-        """The central holds all up to this event. False, and nothing done, if the epoch is not its own."""
+    def acknowledge(self, epoch: int, seq: int, at: int = 0) -> bool:
+        """The central holds all up to this event, as it said at ``at`` (microseconds; 0: long ago). False,
+        and nothing done, if the epoch is not its own."""
         if not 0 < seq <= self.last_seq or self.epoch_of(seq) != epoch:
             return False
-        self._writer.queue.put(Act(lambda store: store.acknowledge(max(seq, store.acknowledged))))
+        self._writer.queue.put(Act(lambda store: store.acknowledge(max(seq, store.acknowledged), at)))
         return True
 
     def outbox(self, limit: int, since: int | None = None) -> list[tuple[Any, ...]]:
@@ -449,9 +450,10 @@ class Ledger:
         """
         return self._ask(lambda reader: reader.outbox_json(since, limit, self._writer.epochs), [])
 
-    def settle(self, epoch: int, first: int, last: int) -> bool:
-        """The central has these numbers: ``acknowledged`` moves up to ``last`` in the writer's turn, unless
-        an event before ``first`` is still to be sent: then nothing happens, for nothing may be left out.
+    def settle(self, epoch: int, first: int, last: int, at: int = 0) -> bool:
+        """The central has these numbers, as it said at ``at``: ``acknowledged`` moves up to ``last`` in the
+        writer's turn, unless an event before ``first`` is still to be sent: then nothing happens, for nothing
+        may be left out.
         It also passes over what was set aside and directly follows.
 
         False, and nothing done, where they are not all of this epoch, or not all here.
@@ -460,7 +462,7 @@ class Ledger:
             return False
 
         def do(store: Store) -> None:
-            store.settle(epoch, first, last)
+            store.settle(epoch, first, last, at)
 
         self._writer.queue.put(Act(do))
         return True
@@ -528,8 +530,8 @@ class Ledger:
         return bool(self.held([(epoch, seq)]))
 
     def prune(self, now: int, retain: int, keep_movements: int = RETAIN_MOVEMENTS) -> None:
-        """Deletes events that are acknowledged and older than ``retain``, and movements older than
-        ``keep_movements`` (microseconds), in small portions between the others' writing."""
+        """Deletes events that happened and were acknowledged longer than ``retain`` ago, and movements older
+        than ``keep_movements`` (microseconds), in small portions between the others' writing."""
         more = False
 
         def do(store: Store) -> None:

@@ -164,7 +164,10 @@ def read_events(path: Path, since: int, limit: int) -> list[dict[str, Any]]:
         raise FileNotFoundError(f"{path}: there is no ledger here; check data_dir in the configuration")
     with contextlib.closing(Reader(path)) as reader:
         epochs = reader.rows("SELECT first_seq, epoch FROM epoch ORDER BY first_seq")
-        gateway = reader.rows("SELECT value FROM meta WHERE key = 'gateway'")[0][0]
+        found = reader.rows("SELECT value FROM meta WHERE key = 'gateway'")
+        if not found:
+            raise sqlite3.DatabaseError("it does not say whose it is")
+        gateway = found[0][0]
         return [
             row | {"gateway": gateway} for row in reader.events(since, limit, [(a, b) for a, b in epochs])
         ]

@@ -43,7 +43,7 @@ from gateway.cache.ledger_rows import (
     event_digest,
     movement_of,
 )
-from gateway.model import EMERGENCY, AccessEvent, EventKind, Movement
+from gateway.model import EMERGENCY, HOUR, AccessEvent, EventKind, Movement
 
 FILE = "ledger.db"
 SALVAGE_SECONDS = 20.0
@@ -54,6 +54,9 @@ TRUSTED_KEY = "trusted"
 TRUSTED_STEP = 10_000_000
 """The newest trusted time is kept on disk this coarsely (microseconds), to spare a row in each commit."""
 LANE_KEY = "lane:"
+_DAY = 24 * HOUR
+HAD_KEY = "had:"
+"""With a day since 1970: the highest number that the central had acknowledged by its end."""
 RETAIN_MOVEMENTS = 400 * 86_400_000_000
 """Longer than a year: limits per year and term count what is that old."""
 
@@ -391,8 +394,9 @@ class Store:
 
     # --- acts, called inside a transaction ---
 
-    def acknowledge(self, seq: int) -> None:
-        """Everything up to here is held by the central; a lower number than before takes that back.
+    def acknowledge(self, seq: int, at: int = 0) -> None:
+        """Everything up to here is held by the central, which said so at ``at`` (microseconds; 0: long ago);
+        a lower number than before takes that back.
 
         What was set aside and directly follows is passed over: nobody will ever acknowledge it.
         """
@@ -403,18 +407,24 @@ class Store:
         ).fetchone()[0]
         seq = seq if passed is None else passed
         self.conn.execute("UPDATE meta SET value = ? WHERE key = 'acknowledged'", (seq,))
+        self.conn.execute(
+            "UPDATE meta SET value = ? WHERE key GLOB ? AND value > ?", (seq, f"{HAD_KEY}*", seq)
+        )
+        if seq > self.acknowledged:
+            # When, by the day: what retain_days are counted from.
+            self.conn.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"{HAD_KEY}{at // _DAY}", seq))
         self.acknowledged = seq
 
-    def settle(self, epoch: int, first: int, last: int) -> bool:
-        """The central has these numbers of this epoch. False, and nothing done, where they are not of it, or
-        where an event before them is still to be sent."""
+    def settle(self, epoch: int, first: int, last: int, at: int = 0) -> bool:
+        """The central has these numbers of this epoch, as it said at ``at``. False, and nothing done, where
+        they are not of it, or where an event before them is still to be sent."""
         if not 0 < first <= last <= self.last_seq or not one_epoch(self.epochs, epoch, first, last):
             return False
         following = self.conn.execute(NEXT_TO_SEND, (self.acknowledged,)).fetchone()
         if following is not None and following[0] < first:
             return False
         if last > self.acknowledged:
-            self.acknowledge(last)
+            self.acknowledge(last, at)
         return True
 
     def refuse(self, seq: int, reason: str) -> None:
@@ -431,15 +441,22 @@ class Store:
         self.epochs = (*(known for known in self.epochs if known[0] < first), (first, epoch))
 
     def prune(self, events_before: int, movements_before: int) -> bool:
-        """Deletes a portion of what is acknowledged and old; says whether there may be more.
+        """Deletes a portion of what happened and was acknowledged before ``events_before``, to the day; says
+        whether there may be more.
 
         The last event stays whatever its age, and so does what was refused. A portion is small, so that a
         scan never waits for it.
         """
+        had = self.conn.execute("SELECT key, value FROM meta WHERE key GLOB ?", (f"{HAD_KEY}*",)).fetchall()
+        days = {int(key.removeprefix(HAD_KEY)): seq for key, seq in had}
+        over = [day for day in days if (day + 1) * _DAY <= events_before]
+        for day in sorted(over)[:-1]:
+            self.conn.execute("DELETE FROM meta WHERE key = ?", (f"{HAD_KEY}{day}",))
+        upto = min(self.acknowledged, max((days[day] for day in over), default=0))
         gone = self.conn.execute(
             "DELETE FROM event WHERE seq IN (SELECT seq FROM event WHERE seq <= ? AND seq < ? AND at < ?"
             " AND seq NOT IN (SELECT seq FROM refused) ORDER BY seq LIMIT ?)",
-            (self.acknowledged, self.last_seq, events_before, PRUNE_ROWS),
+            (upto, self.last_seq, events_before, PRUNE_ROWS),
         ).rowcount
         moved = self.conn.execute(
             "DELETE FROM movement WHERE seq IN (SELECT seq FROM movement WHERE at < ? AND seq < ? LIMIT ?)",

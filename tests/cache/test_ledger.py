@@ -340,6 +340,35 @@ def test_acknowledging_and_pruning(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_events_stay_for_retain_after_they_were_acknowledged(tmp_path: Path) -> None:
+    """What was offline for long and is acknowledged late stays as long as anything else: the central may be
+    restored from a backup of before. What it has lost again is not deleted because of what it once said."""
+
+    async def main() -> None:
+        with Rig(tmp_path) as rig:
+            ledger = rig.ledger
+            for number in range(1, 101):
+                rig.record(grant(number, at=number), number)
+            await rig.on_disk()
+            epoch = ledger.epoch
+            assert epoch is not None
+            ledger.settle(epoch, 1, 40, 100 * DAY)
+            ledger.settle(epoch, 41, 80, 120 * DAY)
+            ledger.prune(130 * DAY, 30 * DAY)
+            ledger.prune(132 * DAY, 30 * DAY)
+            await rig.until(lambda: rows(tmp_path, "SELECT min(seq) FROM event") == [(41,)])
+            ledger.lower(60)
+            ledger.prune(200 * DAY, 30 * DAY)
+            await rig.until(lambda: rows(tmp_path, "SELECT min(seq) FROM event") == [(61,)])
+            assert rows(tmp_path, "SELECT count(*) FROM event") == [(40,)]
+            ledger.settle(epoch, 61, 100, 201 * DAY)
+            ledger.prune(300 * DAY, 30 * DAY)
+            await rig.until(lambda: rows(tmp_path, "SELECT count(*) FROM event") == [(1,)])
+            assert rows(tmp_path, "SELECT count(*) FROM meta WHERE key GLOB 'had:*'") == [(1,)]
+
+    asyncio.run(main())
+
+
 def test_a_new_epoch_covers_what_is_not_acknowledged(tmp_path: Path) -> None:
     """After a new epoch the unacknowledged are of it, the acknowledged keep theirs, also on restart."""
 
