@@ -165,9 +165,7 @@ def read_events(path: Path, since: int, limit: int) -> list[dict[str, Any]]:
     with contextlib.closing(Reader(path)) as reader:
         epochs = reader.rows("SELECT first_seq, epoch FROM epoch ORDER BY first_seq")
         found = reader.rows("SELECT value FROM meta WHERE key = 'gateway'")
-        if not found:
-            raise sqlite3.DatabaseError("it does not say whose it is")
-        gateway = found[0][0]
+        gateway = found[0][0] if found else "unknown"  # of a damaged file the events are worth having still
         return [
             row | {"gateway": gateway} for row in reader.events(since, limit, [(a, b) for a, b in epochs])
         ]
