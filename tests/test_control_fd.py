@@ -120,6 +120,7 @@ def run(folder: Path, act: Callable[[Rig], Any], *, dropped: int = 0) -> Rig:
         await rig.socket.listen(rig.path)
         await asyncio.to_thread(_hi, rig)  # what is made at the first time is there
         await until(lambda: not rig.socket.clients)
+        await asyncio.sleep(0.05)  # its descriptor is closed a turn of the loop later
         gc.collect()  # what other tests have left behind is not to go meanwhile
         before = fds()
         await asyncio.to_thread(act, rig)
