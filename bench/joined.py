@@ -100,7 +100,7 @@ class Central(Process):
 def loaded(cards: int) -> Path:
     """A central's folder with so many cards, loaded once through its own command line, and their snapshot."""
     folder = WORK / f"central-{cards}"
-    if (folder / "address").exists():
+    if (folder / "central.db").exists():
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     part = folder.with_name(folder.name + "-part")
