@@ -1,10 +1,13 @@
 # What is needed: Python 3.11 or later with venv, and make. `make run` and `make test` install the rest
-# into .venv, in the versions of constraints.txt.
+# into .venv: exactly the files whose hashes stand in locks/.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TOOLS := $(VENV)/tools/bin
+LOCK := $(TOOLS)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test check bench explore soak format lock clean
+.PHONY: run test check bench explore soak format lock audit licences sbom clean
 
 run: $(VENV)/.run
 	$(BIN)/gateway demo
@@ -42,19 +45,52 @@ $(VENV)/bin/python:
 		{ echo "make: Python's venv is needed: sudo apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.run: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[central]'
+# pip cannot check the hash of a folder: first everything else with hashes, then this project, asking no index.
+$(VENV)/.run: $(VENV)/bin/python pyproject.toml locks/build.txt locks/central.txt
+	$(PIP) --require-hashes -r locks/build.txt -r locks/central.txt
+	$(PIP) --no-index --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml locks/build.txt locks/dev.txt
+	$(PIP) --require-hashes -r locks/build.txt -r locks/dev.txt
+	$(PIP) --no-index --no-deps --no-build-isolation -e .
 	@touch $@ $(VENV)/.run
 
-# Newer versions: `make lock`, then `make test`.
-lock: $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip compile --quiet --universal --upgrade --extra dev --extra central --python-version 3.11 --no-header \
-		--no-annotate -o constraints.txt pyproject.toml
+# After a change of dependencies in pyproject.toml; `make lock UPGRADE=--upgrade` for newer versions of all.
+lock: $(VENV)/.tools
+	$(LOCK) $(UPGRADE) --generate-hashes --extra dev --extra central -o locks/dev.txt pyproject.toml
+	$(LOCK) --generate-hashes -c locks/dev.txt --extra central -o locks/central.txt pyproject.toml
+	$(LOCK) --generate-hashes -c locks/dev.txt -o locks/gateway.txt pyproject.toml
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+		| $(LOCK) $(UPGRADE) --generate-hashes -o locks/build.txt -
+	$(LOCK) $(UPGRADE) --generate-hashes -o locks/tools.txt locks/tools.in
+	$(LOCK) -c locks/dev.txt --extra dev --extra central -o constraints.txt pyproject.toml
+
+# Known vulnerabilities of everything in the locks, as PyPI knows them: needs the internet.
+audit: $(VENV)/.tools
+	@$(TOOLS)/pip-audit --strict --progress-spinner off --disable-pip --require-hashes \
+		-r locks/build.txt -r locks/dev.txt || \
+		{ echo "make audit: a vulnerability is named above, or PyPI's vulnerability service was not reached"; exit 1; }
+
+# docs/licences.md anew.
+licences: $(VENV)/.dev
+	$(BIN)/python -m tests.licences > docs/licences.md
+
+# The bill of materials, CycloneDX 1.6: an environment with what is installed at a gate, read and validated. The same
+# commit gives the same file.
+sbom: $(VENV)/.tools
+	rm -rf $(VENV)/sbom && $(PYTHON) -m venv --without-pip $(VENV)/sbom
+	$(BIN)/python -m pip --python $(VENV)/sbom/bin/python install --quiet --disable-pip-version-check \
+		--require-hashes -r locks/central.txt
+	mkdir -p dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(TOOLS)/cyclonedx-py environment --pyproject pyproject.toml \
+		--output-reproducible --validate --sv 1.6 --of JSON -o dist/sbom.cdx.json $(VENV)/sbom/bin/python
+
+# pip-audit, cyclonedx-py and uv: apart, so that the project's own environment does not depend on theirs.
+$(VENV)/.tools: $(VENV)/bin/python locks/tools.txt
+	rm -rf $(VENV)/tools && $(PYTHON) -m venv $(VENV)/tools
+	$(TOOLS)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r locks/tools.txt
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache bench/.work
