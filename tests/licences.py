@@ -41,7 +41,7 @@ _HEAD = """\
 # Licences of what is installed with the gateway
 
 Made by `make licences` from the metadata of the packages in `locks/gateway.txt` and `locks/central.txt`; a
-test holds it to them, and refuses a licence that nobody has looked at. The gateway itself is under Apache-2.0.
+test holds it to them, and refuses a licence that nobody has looked at. The gateway itself is Apache-2.0.
 
 | package | licence | for |
 |---|---|---|
@@ -50,8 +50,8 @@ test holds it to them, and refuses a licence that nobody has looked at. The gate
 _TAIL = """
 Each package brings the text of its licence in its `dist-info` folder. Some wheels also carry compiled
 libraries: `hidapi` libusb and libudev (LGPL-2.1-or-later) and what those need, `gpiod` libgpiod
-(LGPL-2.1-or-later), `lmdb` LMDB (OLDAP-2.8), `cryptography` OpenSSL (Apache-2.0). They are used unchanged; who
-wants another one in its place builds that package from its source.
+(LGPL-2.1-or-later), `lmdb` LMDB (OLDAP-2.8), `cryptography` OpenSSL (Apache-2.0). They are used unchanged;
+who wants another one in its place builds that package from its source.
 """
 
 
