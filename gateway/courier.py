@@ -22,6 +22,7 @@ from gateway.cache.ledger_rows import EVENT_COLUMNS, event_json
 from gateway.config import CentralConfig, Config
 from gateway.host import machine_identity, notify
 from gateway.sync import web
+from gateway.sync.certificates import note_ends
 from gateway.sync.client import MACHINE_FILE, Central, Tokens, tls
 from gateway.sync.counts import Counts
 from gateway.sync.fetch import Fetch
@@ -165,6 +166,7 @@ async def _carriers(
         context = tls(central.ca_file, central.client_cert, central.client_key)
     except OSError as error:
         raise OSError(f"[central] ca_file, client_cert or client_key: {error}") from error
+    note_ends(context, central.ca_file, central.client_cert, counts.certificates)
     remote = Central(central.url, tokens, machine, counts, context=context)
     closing.push_async_callback(remote.close)
     links = [Link(connect, seconds) for seconds in (_CALL, _CALL, _BUILD)]

@@ -123,6 +123,7 @@ class Daemon:
         if self._signals:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self.loop.add_signal_handler(number, self.ask_to_stop)
+        self.metrics.started.set(wall() / 1e6)
         notify(f"READY=1\nSTATUS=admitting, generation {self.generation}")
         self._log.info(
             "ready",
@@ -237,6 +238,8 @@ class Daemon:
                 reader, self.loop, self._scanned, self._reader_state, self._dropped
             )
             self.metrics.reader_up.labels(reader.name).set(0)
+            self.metrics.reader_dropped.labels(reader.name)
+            self.metrics.reader_slowed.labels(reader.name)
         self._closers.append(self._close_readers)
 
     async def _open_sockets(self, handed: dict[str, socket.socket]) -> None:
@@ -508,6 +511,9 @@ class Daemon:
         metrics.ledger_seq.set(self.ledger.last_seq)
         with contextlib.suppress(OSError):
             metrics.ledger_bytes.set((self.config.gateway.data_dir / "ledger.db").stat().st_size)
+        with contextlib.suppress(OSError):
+            disk = os.statvfs(self.config.gateway.data_dir)
+            metrics.disk_free.set(disk.f_bavail * disk.f_frsize)
         lost = self.ledger.lost - self._lost_told
         self._lost_told += lost
         metrics.lost_events.inc(lost)

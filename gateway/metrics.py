@@ -171,6 +171,22 @@ class Metrics:
             ["role"],
             registry=r,
         )
+        # What can be counted is there from the start: what appears with its first increase is no increase yet
+        # for Prometheus. (Those by point, lane and reader: where these are known.)
+        for result in ("applied", "set_aside", "own_usage"):
+            self.changes.labels(result)
+        for result in ("obeyed", "expired", "repeated", "impossible", "malformed", "not_ours"):
+            self.commands.labels(result)
+        for role in ("admin", "sync"):
+            self.clients_dropped.labels(role)
+        self.disk_free = Gauge(
+            "gateway_disk_free_bytes",
+            "Bytes that the gate may still write where its data_dir is.",
+            registry=r,
+        )
+        self.started = Gauge(
+            "gateway_start_timestamp_seconds", "When the gate began to admit, by its clock.", registry=r
+        )
         info = Gauge("gateway_build_info", "1, with the version as a label.", ["version"], registry=r)
         info.labels(__version__).set(1)
 

@@ -37,6 +37,12 @@ class Counts:
             "When the gate last took an answer of the central, 0 before the first.",
             registry=r,
         )
+        self.certificates = Gauge(
+            "gateway_sync_certificate_expiry_timestamp_seconds",
+            "When a certificate ends: authority (ca_file), client (client_cert), central (last handshake).",
+            ["certificate"],
+            registry=r,
+        )
         self.requests = Counter(
             "gateway_sync_requests_total",
             "Requests to the central, by call, and status or kind of failure.",
@@ -59,6 +65,8 @@ class Counts:
             ["call"],
             registry=r,
         )
+        for call in ("changes", "snapshot", "events"):
+            self.refused.labels(call)
         self.backlog = Gauge(
             "gateway_sync_backlog_events", "Events on disk that the central has not yet.", registry=r
         )

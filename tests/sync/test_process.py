@@ -351,7 +351,8 @@ def certificates(folder: Path) -> tuple[Path, Path]:
 
 
 def test_tls_with_a_pinned_ca_and_a_client_certificate(rigs: Rigs, logged: Callable[[], str]) -> None:
-    """Nobody is believed whom the system's CAs do not know; with ca_file that one is, and is shown ours."""
+    """Nobody is believed whom the system's CAs do not know; with ca_file that one is, and is shown ours. When
+    each certificate ends is a metric."""
     cert, key = certificates(rigs.folder)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
@@ -371,6 +372,16 @@ def test_tls_with_a_pinned_ca_and_a_client_certificate(rigs: Rigs, logged: Calla
 
     asyncio.run(main())
     assert "no trust in the central's certificate" in logged()
+
+    more = f'ca_file = "{cert}"\nclient_cert = "{cert}"\nclient_key = "{key}"'
+    with syncing(rigs.folder, configure(rigs.folder, rigs.central.url, more)) as sync:
+        wait_for(lambda: rigs.central.held)
+        page = sync.get("/metrics")[1]
+        sync.stop()
+    ends = x509.load_pem_x509_certificate(cert.read_bytes()).not_valid_after_utc.timestamp()
+    for which in ("authority", "client", "central"):
+        name = "gateway_sync_certificate_expiry_timestamp_seconds"
+        assert value(page, name, certificate=which) == ends, which
 
 
 def _failures(courier: Courier) -> float:
