@@ -7,7 +7,7 @@ TOOLS := $(VENV)/tools/bin
 LOCK := $(TOOLS)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test check bench explore soak format lock audit licences sbom clean
+.PHONY: run test test-hardware check bench explore soak format lock audit licences sbom clean
 
 run: $(VENV)/.run
 	$(BIN)/gateway demo
@@ -15,6 +15,11 @@ run: $(VENV)/.run
 # Two at a time: most tests wait for a process or a disk.
 test: check
 	$(BIN)/python -m pytest -n 2
+
+# Scanners, relay boards and GPIO lines on a real kernel, in a virtual machine; docs/hardware-bench.md. Needs root.
+test-hardware: $(VENV)/.dev
+	$(BIN)/python -m tests.hardware.install
+	$(BIN)/python -m pytest tests/hardware -n 2 --dist loadfile --timeout 1800
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,0 +1,122 @@
+"""GPIO lines (gpio-sim), and a record of what was written to them, with the kernel's own time.
+
+Outputs are heard through the kernel's trace event ``gpio_value``: each set of a line comes to the host as
+``{"stream":"gpio","line":N,"value":V,"at":µs}`` on the monotonic clock, as it happens. Inputs are driven
+by their pull. Source: Documentation/admin-guide/gpio/gpio-sim.rst.
+"""
+
+import re
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import gadget
+import wire
+
+CONFIG = Path("/sys/kernel/config/gpio-sim")
+TRACE = Path("/sys/kernel/tracing")
+_SET = re.compile(r"\s(\d+\.\d+): gpio_value: (\d+) set +(\d)")
+_bases: dict[int, tuple[str, int]] = {}
+"""First global number of a chip: its label, how many lines it has."""
+
+
+def make(
+    label: str = "gate-lines",
+    lines: int = 8,
+    names: dict[str, str] | None = None,
+    hogs: list[int] | None = None,
+) -> str:
+    """A chip that programs find by its label. Gives the name that the kernel chose, ``gpiochip0``.
+    ``names`` names lines, ``hogs`` are lines that the kernel keeps for itself."""
+    subprocess.run(["modprobe", "gpiosim"], check=True)
+    gadget.mount()
+    chip = CONFIG / label
+    chip.mkdir()
+    bank = chip / "bank0"
+    bank.mkdir()
+    (bank / "num_lines").write_text(str(lines))
+    (bank / "label").write_text(label)
+    for number, name in (names or {}).items():
+        (bank / f"line{number}").mkdir(exist_ok=True)
+        (bank / f"line{number}/name").write_text(name)
+    for number in hogs or []:
+        (bank / f"line{number}").mkdir(exist_ok=True)
+        hog = bank / f"line{number}/hog"
+        hog.mkdir()
+        (hog / "name").write_text("fan")
+        (hog / "direction").write_text("output-high")
+    (chip / "live").write_text("1")
+    name = (bank / "chip_name").read_text().strip()
+    for base in Path("/sys/class/gpio").glob("gpiochip*"):
+        if (base / "label").read_text().strip() == label:
+            _bases[int((base / "base").read_text())] = (label, lines)
+    _listen()
+    return name
+
+
+def alive(label: str, on: bool) -> None:
+    """Takes a chip away, or brings it back."""
+    (CONFIG / label / "live").write_text("1" if on else "0")
+
+
+def _line(label: str, number: int) -> Path:
+    chip = CONFIG / label
+    device, name = (chip / "dev_name").read_text().strip(), (chip / "bank0/chip_name").read_text().strip()
+    return Path(f"/sys/devices/platform/{device}/{name}/sim_gpio{number}")
+
+
+def pull(line: int, up: bool, label: str = "gate-lines") -> None:
+    """What is wired to an input: high or low."""
+    (_line(label, line) / "pull").write_text("pull-up" if up else "pull-down")
+
+
+def value(line: int, label: str = "gate-lines") -> int:
+    """The level of a line now."""
+    return int((_line(label, line) / "value").read_text())
+
+
+def signal(line: int, steps: list[tuple[bool, float]], label: str = "gate-lines") -> list[int]:
+    """Drives an input through levels, each held so many ms. Gives when each was set, in µs, monotonic."""
+    path, times = _line(label, line) / "pull", []
+    for up, held in steps:
+        path.write_text("pull-up" if up else "pull-down")
+        now = time.monotonic_ns()
+        times.append(now // 1000)
+        while time.monotonic_ns() - now < held * 1e6:
+            time.sleep(0.0002)
+    return times
+
+
+_listening = False
+
+
+def _listen() -> None:
+    global _listening
+    if _listening:
+        return
+    _listening = True
+    if not (TRACE / "events").exists():
+        subprocess.run(["mount", "-t", "tracefs", "none", str(TRACE)], check=True)
+    (TRACE / "trace_clock").write_text("mono")
+    (TRACE / "events/gpio/gpio_value/enable").write_text("1")
+    threading.Thread(target=_hear, daemon=True).start()
+
+
+def _hear() -> None:
+    with open(TRACE / "trace_pipe", buffering=1) as pipe:
+        for text in pipe:
+            if not (found := _SET.search(text)):
+                continue
+            number = int(found[2])
+            for base, (label, lines) in _bases.items():
+                if base <= number < base + lines:
+                    wire.say(
+                        {
+                            "stream": "gpio",
+                            "label": label,
+                            "line": number - base,
+                            "value": int(found[3]),
+                            "at": round(float(found[1]) * 1e6),
+                        }
+                    )

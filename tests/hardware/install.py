@@ -1,0 +1,85 @@
+"""The disk of a gate PC after a technician went through the section "Install" of README.md, line by line.
+
+``python -m tests.hardware.install`` makes it, with all that it needs, and prints where it lies.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.hardware import debian, parcel
+from tests.hardware.guest import Guest
+from tests.hardware.kept import CHECKOUT, digest, made
+
+ADDRESS = "URL-OF-THIS-REPOSITORY"
+
+
+def steps() -> list[str]:
+    """The shell blocks of the section, in their order."""
+    text = (CHECKOUT / "README.md").read_text()
+    section = re.search(r"^## Install\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)
+    assert section is not None, "README.md has no section Install"
+    return re.findall(r"^```sh\n(.*?)^```$", section[1], re.MULTILINE | re.DOTALL)
+
+
+def disk() -> Path:
+    """The installed disk; made by booting a guest if the checkout changed since. While something else than
+    the installation is being developed, ``GATEWAY_HARDWARE_DISK`` may name one that was made before."""
+    if given := os.environ.get("GATEWAY_HARDWARE_DISK"):
+        sys.stderr.write(f"hardware: {given} is used as it is, whatever this checkout says\n")
+        return Path(given)
+    base, brought = debian.base(), parcel.parcel()
+    name = digest([], "installed", base.folder.name, brought.digest, *steps())
+    with made("installed", name) as (final, folder):
+        if folder is not None:
+            _install(folder, base, brought)
+    return final / "disk.ext4"
+
+
+def _install(folder: Path, base: debian.Base, brought: parcel.Parcel) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        guest = Guest(Path(scratch), base, base.disk, parcel=brought.folder, cpus=2)
+        try:
+            guest.boot(until="system")
+            script = "\n".join(["set -ex", *steps()]).replace(ADDRESS, "file:///parcel/repository")
+            done = guest.run(script, user="technician", timeout=1200)
+            (folder / "session.txt").write_text(f"{script}\n--- exit {done.code}\n{done.out}\n{done.err}")
+            if done.code != 0:
+                raise SystemExit(f"hardware: README.md, section Install, failed:\n{done.err[-3000:]}")
+            guest.off()
+        finally:
+            guest.cut()
+        subprocess.run(
+            ["qemu-img", "convert", "-O", "raw", Path(scratch) / "disk.qcow2", folder / "disk.ext4"],
+            check=True,
+        )
+
+
+TOOLS = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "qemu-img": "qemu-utils",
+    "debootstrap": "debootstrap",
+    "cpio": "cpio",
+    "mke2fs": "e2fsprogs",
+}
+"""Programs of the host, and their Debian packages."""
+
+
+def missing_tools() -> list[str]:
+    """Debian packages that this host still needs."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+    return sorted({package for tool, package in TOOLS.items() if shutil.which(tool, path=path) is None})
+
+
+if __name__ == "__main__":
+    if lacking := missing_tools():
+        sys.exit(f"hardware: this is needed: sudo apt-get install {' '.join(lacking)}")
+    if os.geteuid() != 0:
+        sys.exit("hardware: debootstrap needs root: sudo make test-hardware")
+    sys.stdout.write(f"{disk()}\n")
