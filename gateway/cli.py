@@ -158,6 +158,42 @@ def _parser() -> argparse.ArgumentParser:
         "devices", _devices, "every scanner and relay board found, with lines for the configuration"
     )
     sub.add_argument("--json", action="store_true", help="NDJSON instead of text")
+    sub = command(
+        "setup",
+        _setup,
+        "finds scanners and relays, asks the rest, writes the configuration, starts the gate",
+    )
+    sub.add_argument(
+        "--answers", type=Path, metavar="FILE", help="answers in TOML or JSON, instead of asking"
+    )
+    sub.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="where cards and entries lie (default: as before, or /var/lib/gateway)",
+    )
+    sub.add_argument(
+        "--scanner",
+        action="append",
+        default=[],
+        type=_scanner_named,
+        metavar="DRIVER:PATH",
+        help="the scanners, as serial:/dev/ttyAMA0, where they are not to be looked for; may be repeated",
+    )
+    sub.add_argument(
+        "--board",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="the ports of relay boards, where they are not to be looked for; may be repeated",
+    )
+    sub.add_argument(
+        "--print-code",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="only draw the set-up code: on a terminal, or as SVG into FILE (- is standard output)",
+    )
     sub = command("doctor", _doctor, "check rights, devices, clock, disk and stores; say what to do")
     sub.add_argument("--json", action="store_true", help="NDJSON instead of text")
     sub = command("open", _open, "open a lane once")
@@ -494,6 +530,30 @@ def _devices(options: argparse.Namespace) -> int:
     from gateway.doctor import devices
 
     return devices(as_json=options.json)
+
+
+def _scanner_named(text: str) -> str:
+    driver, _, path = text.partition(":")
+    if driver not in ("serial", "keyboard", "hidpos") or not path.startswith("/"):
+        raise argparse.ArgumentTypeError(
+            "must be serial:, keyboard: or hidpos: and an absolute path, as serial:/dev/ttyAMA0"
+        )
+    return text
+
+
+def _setup(options: argparse.Namespace) -> int:
+    from gateway.setup import run
+
+    try:
+        if options.print_code is not None:
+            return run.print_code(options.print_code or None)
+        return run.setup(
+            run.Options(
+                options.config.absolute(), options.answers, options.data_dir, options.scanner, options.board
+            )
+        )
+    except (run.SetupError, run.AnswersError) as error:
+        raise UsageError(str(error)) from None
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -1,0 +1,63 @@
+"""The units of systemd, where it runs: stopped while setup has the devices, and started again."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+# In the order in which they are stopped: the socket would start the gate again.
+UNITS: Final = ("gateway.socket", "gateway-sync.service", "gateway.service")
+_PATIENCE: Final = 90.0
+
+
+@dataclass(slots=True, frozen=True)
+class Units:
+    """``systemctl``: the command; ``booted``: a folder that is there where systemd runs (sd_booted(3))."""
+
+    systemctl: str = "systemctl"
+    booted: Path = Path("/run/systemd/system")
+
+    @property
+    def here(self) -> bool:
+        return self.booted.is_dir()
+
+    def active(self) -> list[str]:
+        """The units of the gateway that run."""
+        return [unit for unit in UNITS if self.here and self._ask("is-active", "--quiet", unit) == ""]
+
+    def installed(self) -> list[str]:
+        """The units that systemd knows."""
+        return [unit for unit in UNITS if self.here and self._ask("cat", unit) == ""]
+
+    def stop(self, units: list[str]) -> str:
+        """Gives "", or what went wrong."""
+        return self._ask("stop", *units) if units else ""
+
+    def start(self, units: list[str]) -> str:
+        return self._ask("start", *reversed(units)) if units else ""
+
+    def enable(self, units: list[str]) -> str:
+        """Have them run now, with the present configuration, and after each boot."""
+        if not units:
+            return ""
+        return self._ask("enable", *units) or self._ask("restart", *reversed(units))
+
+    def _ask(self, *arguments: str) -> str:
+        """Gives "" when it worked."""
+        try:
+            done = subprocess.run(
+                [self.systemctl, *arguments],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_PATIENCE,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return f"{self.systemctl} {arguments[0]}: {error}"
+        if done.returncode == 0:
+            return ""
+        said = done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}"
+        return f"{self.systemctl} {' '.join(arguments)}: {said}"
