@@ -139,7 +139,15 @@ class Guest:
             "-initrd": str(self.base.initrd),
             "-append": "console=ttyS0 panic=-1 quiet systemd.show_status=0 mitigations=off",
         }
-        words = ["qemu-system-x86_64", "-no-reboot", *(word for pair in options.items() for word in pair)]
+        # It does not outlive who started it, however that ends.
+        words = [
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "qemu-system-x86_64",
+            "-no-reboot",
+            *(word for pair in options.items() for word in pair),
+        ]
         for kind, path in [("qcow2", self._disk), *(("raw", p) for p in self._extra)]:
             words += ["-drive", f"file={path},format={kind},if=virtio,cache={self._cache}"]
         for tag, folder in (("bench", HERE), ("parcel", self._parcel)):
