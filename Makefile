@@ -7,7 +7,7 @@ TOOLS := $(VENV)/tools/bin
 LOCK := $(TOOLS)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-hardware check bench explore soak format lock audit licences sbom clean
+.PHONY: run test test-hardware test-package deb check bench explore soak format lock audit licences sbom clean
 
 run: $(VENV)/.run
 	$(BIN)/gateway demo
@@ -20,6 +20,13 @@ test: check
 test-hardware: $(VENV)/.dev
 	$(BIN)/python -m tests.hardware.install
 	$(BIN)/python -m pytest tests/hardware -n 2 --dist loadfile --timeout 1800
+
+# The Debian package for PCs and for the Raspberry Pi, in dist/, with its bill of materials. Needs debhelper.
+deb: $(VENV)/.run $(VENV)/.tools sbom
+	@PATH="$(abspath $(TOOLS)):$$PATH" $(BIN)/python debian/build.py $(DEB)
+
+test-package: $(VENV)/.dev $(VENV)/.tools
+	PATH="$(abspath $(TOOLS)):$$PATH" $(BIN)/python -m pytest tests/package
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,0 +1,6 @@
+#!/opt/gateway/bin/python3 -I
+"""The command gateway."""
+
+from gateway.cli import entry
+
+entry()
