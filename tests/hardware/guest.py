@@ -112,11 +112,10 @@ class Guest:
             command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
         )
         until_then = time.monotonic() + timeout * SLOW
-        while not address.exists():
+        self._port = socket.socket(socket.AF_UNIX)
+        while self._port.connect_ex(str(address)):
             self._alive(until_then)
             time.sleep(0.02)
-        self._port = socket.socket(socket.AF_UNIX)
-        self._port.connect(str(address))
         seen = len(self.news)
         threading.Thread(target=self._listen, args=(self._port,), daemon=True).start()
         while not any(n.get("stream") == "agent" for n in self.news[seen:]):
