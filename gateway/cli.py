@@ -196,6 +196,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub = command("doctor", _doctor, "check rights, devices, clock, disk and stores; say what to do")
     sub.add_argument("--json", action="store_true", help="NDJSON instead of text")
+    sub = command(
+        "support-bundle",
+        _support_bundle,
+        "one file for whoever helps from afar; no code and no name is in it",
+    )
+    sub.add_argument("--output", type=Path, metavar="FILE", help="default: support-ID-TIME.tar.gz, here")
     sub = command("open", _open, "open a lane once")
     sub.add_argument("lane", metavar="LANE", help="as [[lane]] names it")
     sub = command("lane", _lane, "set the state of a lane")
@@ -560,6 +566,15 @@ def _doctor(options: argparse.Namespace) -> int:
     from gateway.doctor import doctor
 
     return doctor(options.config, as_json=options.json)
+
+
+def _support_bundle(options: argparse.Namespace) -> int:
+    from gateway.support.bundle import BundleError, support_bundle
+
+    try:
+        return support_bundle(options.config, options.output)
+    except BundleError as error:
+        raise UsageError(str(error)) from None
 
 
 if __name__ == "__main__":
