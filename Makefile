@@ -7,13 +7,13 @@ TOOLS := $(VENV)/tools/bin
 LOCK := $(TOOLS)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-hardware test-package deb check bench explore soak format lock audit licences sbom clean
+.PHONY: run test test-hardware test-package deb check screenshots bench explore soak format lock audit licences sbom clean
 
 run: $(VENV)/.run
 	$(BIN)/gateway demo
 
 # Two at a time: most tests wait for a process or a disk.
-test: check
+test: check $(VENV)/.chromium
 	$(BIN)/python -m pytest -n 2
 
 # Scanners, relay boards and GPIO lines on a real kernel, in a virtual machine; docs/hardware-bench.md. Needs root.
@@ -33,6 +33,10 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The pictures in docs/, of real pages in a real browser. Look at them.
+screenshots: $(VENV)/.dev $(VENV)/.chromium
+	$(BIN)/python -m tests.screenshots docs/images
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench
@@ -67,6 +71,12 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml locks/build.txt locks/dev.txt
 	$(PIP) --require-hashes -r locks/build.txt -r locks/dev.txt
 	$(PIP) --no-index --no-deps --no-build-isolation -e .
 	@touch $@ $(VENV)/.run
+
+$(VENV)/.chromium: $(VENV)/bin/python
+	@command -v chromium >/dev/null || \
+		{ [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -y --no-install-recommends chromium; } || \
+		{ echo "make: Chromium is needed for the tests of the pages: sudo apt-get install chromium"; exit 1; }
+	@touch $@
 
 # After a change of dependencies in pyproject.toml; `make lock UPGRADE=--upgrade` for newer versions of all.
 lock: $(VENV)/.tools

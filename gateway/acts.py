@@ -26,7 +26,7 @@ class Acts:
     """What can be done by hand on one gate process."""
 
     def __init__(self, daemon: Working, by: str) -> None:
-        """``by``: who asks: ``admin`` or ``central``."""
+        """``by``: who asks: ``admin``, ``central`` or ``operator:`` and a name."""
         self._d, self._by = daemon, by
 
     def open(self, arguments: Mapping[str, Any]) -> dict[str, Any]:

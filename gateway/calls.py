@@ -17,6 +17,7 @@ from gateway.control import Call, CallError, Later
 from gateway.gate import Gate
 from gateway.model import Movement
 from gateway.news import COMPILED, NOT_ENROLLED, News, kinds_of
+from gateway.operators import Operators
 from gateway.replay import output
 from gateway.running import Running
 from gateway.venuetime import instant
@@ -24,15 +25,18 @@ from gateway.venuetime import instant
 _STEP = 64
 """Events read and written out in one step: a third of a millisecond."""
 MAX_EVENTS = 1000
+OPERATE = ("login", "open", "lane")
+"""What an operator may do; ``login`` asks only whose token it is."""
 _POLL = 0.01
 
 
 class Calls:
     """The calls of both roles, on one gate process."""
 
-    def __init__(self, daemon: Running, news: News) -> None:
+    def __init__(self, daemon: Running, news: News, operators: Operators) -> None:
         self._daemon = daemon
         self._news = news
+        self._operators = operators
 
     def both(self) -> dict[str, Call]:
         return {
@@ -68,7 +72,22 @@ class Calls:
             "outbox": news.outbox,
             "uploaded": news.uploaded,
             "refuse": self.refuse,
+            "operate": self.operate,
         }
+
+    def operate(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """An act by hand of somebody who is not on this machine: their token is what counts."""
+        act, token = text(arguments, "act"), text(arguments, "token")
+        if act not in OPERATE:
+            raise CallError("bad_request", f"act must be one of {listed(OPERATE)}")
+        try:
+            name = self._operators.name_of(token, time.monotonic())
+        except CallError as error:
+            self._daemon.metrics.operators_refused.labels(error.code).inc()
+            raise
+        acts = Acts(self._daemon, f"operator:{name}")
+        done = acts.open(arguments) if act == "open" else acts.lane(arguments) if act == "lane" else {}
+        return {"operator": name, **done}
 
     # --- reading ---------------------------------------------------------------------------------------
 
@@ -80,18 +99,13 @@ class Calls:
         return {
             "gateway": d.config.gateway.id,
             "version": __version__,
-            "clock": {"suspect": gate.clock.suspect, "synchronised": d.synchronised},
-            "lanes": [
-                {
-                    "lane": name,
-                    "state": at.lane.mode,
-                    "fault": at.fault,
-                    "sensor": at.sensor,
-                    "pending": len(at.lane.pending),
-                    "points": [p.point.name for p in at.points],
-                }
-                for name, at in gate.lanes.items()
-            ],
+            "clock": {
+                "suspect": gate.clock.suspect,
+                "synchronised": d.synchronised,
+                "now": gate.world.calendar.rfc3339(gate.clock.peek(now, time.monotonic_ns() // 1000)),
+            },
+            "venue": {"language": gate.world.venue.language, "timezone": gate.world.venue.timezone},
+            "lanes": [at.now() for at in gate.lanes.values()],
             "readers": [
                 {"reader": r.name, "point": r.point, "device": r.device, "up": d.up[r.name]}
                 for r in d.config.readers

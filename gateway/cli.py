@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -211,6 +212,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("area", metavar="AREA", help="as the records name it")
     sub = command("annul", _annul, "the person of that event did not go through after all")
     sub.add_argument("seq", type=int, metavar="SEQ", help="the event's number, seq in gateway ledger")
+    sub = command("operator", _operator, "who may open and close lanes from the status page")
+    sub.add_argument("do", choices=("add", "list", "remove"), help="add prints the operator's token, once")
+    sub.add_argument("name", nargs="?", metavar="NAME", help="of add and remove: letters, digits, - and _")
     from gateway.central.cli import add
 
     help_ = "the reference central: serve it, and ask it things"
@@ -527,6 +531,31 @@ def _clear(options: argparse.Namespace) -> int:
 
 def _annul(options: argparse.Namespace) -> int:
     return _ask(options, "annul", seq=options.seq)
+
+
+def _operator(options: argparse.Namespace) -> int:
+    from gateway import operators
+
+    data_dir = load(options.config).gateway.data_dir
+    if (options.name is None) is not (options.do == "list"):
+        raise UsageError("a name belongs to add and to remove, as in: gateway operator add anna")
+    _as_owner(data_dir)
+    try:
+        if options.do == "add":
+            _put({"operator": options.name, "token": operators.add(data_dir, options.name)})
+            _say("gateway: the token is shown this once; who has it may open and close lanes here")
+        elif options.do == "remove":
+            operators.remove(data_dir, options.name)
+            _put({"operator": options.name, "removed": True})
+        else:
+            for each in operators.load(data_dir):
+                added = datetime.fromtimestamp(each.added, UTC).isoformat()
+                _put({"operator": each.name, "added": added})
+    except operators.OperatorsError as error:
+        raise UsageError(str(error)) from None
+    except FileNotFoundError:
+        raise UsageError(f"{data_dir} is not there; create it: install -d -m 700 {data_dir}") from None
+    return GRANTED
 
 
 # --- looking around -------------------------------------------------------------------------------------

@@ -133,11 +133,11 @@ class Socket:
         self.on_dropped(self.role)
         self._loop.call_soon(self.close)  # not from within a step of one of them
 
-    def tell(self, verdict: Mapping[str, Any]) -> None:
-        """A verdict for everybody who watches."""
+    def tell(self, what: Literal["verdict", "lane"], told: Mapping[str, Any]) -> None:
+        """A verdict, or how a lane is now, for everybody who watches."""
         watching = [c for c in self.clients if c.watching]
         if watching:
-            line = orjson.dumps({"verdict": verdict}) + b"\n"
+            line = orjson.dumps({what: told}) + b"\n"
             for client in watching:
                 client.tell(line)
 

@@ -21,12 +21,13 @@ from gateway import __version__, control, log
 from gateway.cache.ledger_rows import EVENT_COLUMNS, event_json
 from gateway.config import CentralConfig, Config
 from gateway.host import machine_identity, notify
-from gateway.sync import web
+from gateway.sync import server
 from gateway.sync.certificates import note_ends
 from gateway.sync.client import MACHINE_FILE, Central, Tokens, tls
 from gateway.sync.counts import Counts
 from gateway.sync.fetch import Fetch
 from gateway.sync.link import Away, Connect, Link, Refused
+from gateway.sync.web import Pages
 from gateway.sync.worker import Changes, Pace, Sending
 
 _CALL = 30.0
@@ -75,8 +76,12 @@ def _translated() -> Iterator[None]:
         raise Away("the gate does not answer") from error
 
 
+def _socket(config: Config) -> Path:
+    return config.gateway.sync_socket or config.gateway.data_dir / "sync.sock"
+
+
 def connect_to(config: Config) -> Connect:
-    path = config.gateway.sync_socket or config.gateway.data_dir / "sync.sock"
+    path = _socket(config)
     return lambda seconds: _Gate(path, seconds)
 
 
@@ -111,13 +116,20 @@ async def serve(config: Config, pace: Pace | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     counts, connect = Counts(), connect_to(config)
-    pages = web.Pages(connect, counts, central=config.central is not None)
+    pages = Pages(
+        connect,
+        counts,
+        central=config.central is not None,
+        socket=_socket(config),
+        lanes=[lane.name for lane in config.lanes],
+        shuts=config.gateway.on_ledger_failure == "deny",
+    )
     async with contextlib.AsyncExitStack() as closing:
         loops: list[_Loop] = []
         if config.central is not None:
             loops = await _carriers(config, config.central, connect, counts, pace or Pace(), closing)
         tasks = [loop.create_task(each.run()) for each in loops]
-        tasks.append(loop.create_task(web.serve(pages, config.web.address)))
+        tasks.append(loop.create_task(server.serve(pages, config.web.address)))
         tasks.append(loop.create_task(_alive()))
         stopping = loop.create_task(stop.wait())
         notify("READY=1\nSTATUS=carrying" if loops else "READY=1\nSTATUS=pages only: no central")

@@ -28,11 +28,12 @@ from gateway.cache.snapshot import Snapshot
 from gateway.calls import Calls
 from gateway.clock import TrustedClock
 from gateway.config import Config, InputConfig, LaneConfig
-from gateway.gate import Gate
+from gateway.gate import Gate, LaneAt
 from gateway.host import clock_synchronised, lock_data_dir, monotonic, notify, wall
 from gateway.metrics import Metrics
 from gateway.model import HOUR, MINUTE, LaneMode, Movement, Per, Scan
 from gateway.news import News
+from gateway.operators import Operators
 from gateway.readers.device import Reader
 from gateway.replay import world_of
 from gateway.teller import Teller
@@ -203,6 +204,7 @@ class Daemon:
         gate.on_verdict = teller.verdict
         gate.on_slow = self._slow
         gate.on_deadline = self._arm
+        gate.on_lane = self._lane_changed
 
     def _recall(self, now: int) -> None:
         """What the ledger knows of the time before this start: what a crash left open is closed, who is where
@@ -244,7 +246,7 @@ class Daemon:
 
     async def _open_sockets(self, handed: dict[str, socket.socket]) -> None:
         config, data_dir = self.config, self.config.gateway.data_dir
-        calls = Calls(self, self.news)
+        calls = Calls(self, self.news, Operators(data_dir))
         hello = {"gateway": config.gateway.id, "version": __version__, "epoch": self.ledger.epoch}
         sockets: tuple[tuple[control.Role, dict[str, control.Call], Path], ...] = (
             ("admin", calls.admin(), config.gateway.admin_socket or data_dir / "admin.sock"),
@@ -380,7 +382,11 @@ class Daemon:
 
     def _tell(self, verdict: Mapping[str, Any]) -> None:
         for listening in self.sockets:
-            listening.tell(verdict)
+            listening.tell("verdict", verdict)
+
+    def _lane_changed(self, at: LaneAt) -> None:
+        for listening in self.sockets:
+            listening.tell("lane", at.now())
 
     def _reader_state(self, name: str, up: bool, reason: str) -> None:
         self.metrics.reader_up.labels(name).set(up)

@@ -444,6 +444,59 @@ def _guest(
     return None
 
 
+MOST_GUESTS = 20
+"""More than these are not counted ahead."""
+
+
+class _Imagined:
+    """A history in which more guests have come than did."""
+
+    def __init__(self, history: History, guests: Sequence[Movement]) -> None:
+        self._history, self._guests = history, guests
+
+    def person(self, person: str, since: int) -> Sequence[Movement]:
+        return (*self._history.person(person, since), *self._guests)
+
+    def entitlement(self, entitlement: str, since: int) -> Sequence[Movement]:
+        return (*self._history.entitlement(entitlement, since), *self._guests)
+
+
+def guests_left(
+    facts: Facts, at: PointAt, now: int, credential: Credential, decision: Decision, closed: bool
+) -> int:
+    """How many guests may still follow somebody who has just been let in: each further scan is judged as
+    one that is made at once, but for places that the guests before take. At most MOST_GUESTS. For those who
+    tell the visitor; no scan waits for it.
+    """
+    entitlement = next((e for e in credential.entitlements if e.id == decision.entitlement), None)
+    plan = None if entitlement is None or at.exit else at.agenda[entitlement.product]
+    if entitlement is None or plan is None or not plan.hosts or decision.verdict is not Verdict.GRANTED:
+        return 0
+    person, point = person_of(entitlement, credential), at.point
+    guests: list[Movement] = []
+    imagined = replace(facts, history=_Imagined(facts.history, guests))
+    while len(guests) < MOST_GUESTS:
+        came = imagined.history.person(person, at.agenda.since)
+        guest = _guest(imagined, at, now, credential, entitlement, plan, came, closed)
+        if guest is None or guest.verdict is not Verdict.GRANTED:
+            break
+        guests.append(
+            Movement(
+                now,
+                point.from_,
+                point.to,
+                person,
+                point.name,
+                entitlement.holder,
+                credential.id,
+                entitlement.id,
+                guest.guest,
+                passage=Passage.PENDING,
+            )
+        )
+    return len(guests)
+
+
 def _flags(grace: bool, product: Product) -> tuple[str, ...]:
     if not grace and not product.attention:
         return ()

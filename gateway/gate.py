@@ -23,7 +23,7 @@ from typing import Protocol
 from gateway.clock import TrustedClock
 from gateway.config import Config, LaneConfig, SecondGrant
 from gateway.crowd import Crowd
-from gateway.decide import Facts, decide, is_code
+from gateway.decide import Facts, decide, guests_left, is_code
 from gateway.messages import message, pick
 from gateway.metrics import Metrics
 from gateway.model import (
@@ -84,6 +84,17 @@ class LaneAt:
     chosen: bool = False
     """Its state was set since the start, so what it was before does not count."""
 
+    def now(self) -> dict[str, object]:
+        """How it is, as docs/control.md has it."""
+        return {
+            "lane": self.config.name,
+            "state": self.lane.mode,
+            "fault": self.fault,
+            "sensor": self.sensor,
+            "pending": len(self.lane.pending),
+            "points": [p.point.name for p in self.points],
+        }
+
     @property
     def way_in(self) -> PointAt:
         """The point that a passage without a direction is counted at."""
@@ -107,6 +118,8 @@ class Told:
     decision: Decision
     notice: str | None
     message: str
+    languages: Sequence[str]
+    """Tags in order of preference: the holder's, the venue's, English."""
 
 
 class Gate:
@@ -146,6 +159,7 @@ class Gate:
         self.on_verdict: Callable[[Scan, PointAt, Decision, int], None] = _deaf
         self.on_slow: Callable[[str], None] = _deaf
         self.on_deadline: Callable[[int], None] = _deaf
+        self.on_lane: Callable[[LaneAt], None] = _deaf
         sensors = {p.point.lane for p in config.points if p.passage is not None}
         self.lanes = {
             lane.name: LaneAt(
@@ -578,6 +592,7 @@ class Gate:
         name, state = at.config.name, "fault" if at.fault is not None else at.lane.mode.value
         for each in (*LaneMode, "fault"):
             self.metrics.lane_state.labels(name, each).set(each == state)
+        self.on_lane(at)
 
     # --- words ---------------------------------------------------------------------------------------
 
@@ -602,7 +617,15 @@ class Gate:
             now=calendar.local(now),
             works_at=works,
         )
-        return Told(decision, notice, text)
+        return Told(decision, notice, text, languages)
+
+    def guests_left(self, scan: Scan, at: PointAt, decision: Decision, now: int) -> int:
+        """How many guests may follow whoever this scan let in."""
+        credential = None if self._snapshot is None else self._snapshot.find(scan.payload)
+        if credential is None:
+            return 0
+        closed = self.lanes[at.point.lane].lane.mode is LaneMode.CLOSED
+        return guests_left(self.facts, at, now, credential, decision, closed)
 
 
 def _works_at(decision: Decision) -> datetime | None:

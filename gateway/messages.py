@@ -281,6 +281,11 @@ def language_of(tag: str) -> str | None:
     return primary if primary in LANGUAGES else None
 
 
+def spoken(languages: Sequence[str]) -> str:
+    """The language of the text that ``message`` gives for these tags, one of LANGUAGES."""
+    return next((known for tag in languages if (known := language_of(tag))), "en")
+
+
 def pick(text: Text, languages: Sequence[str]) -> str:
     """One text out of a language map, by preference.
 
@@ -362,7 +367,7 @@ def message(
     the point is an exit. ``now`` and ``works_at`` are local to the venue; ``works_at`` is the instant of
     the decision's detail, None where there is none.
     """
-    language = next((known for tag in languages if (known := language_of(tag))), "en")
+    language = spoken(languages)
     key = _key(decision, leaving)
     text = _template(key, own.get(language, {}), _TEXTS[language], works_at is not None)
     if works_at is not None and "{when}" in text:

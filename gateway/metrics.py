@@ -187,6 +187,14 @@ class Metrics:
         self.started = Gauge(
             "gateway_start_timestamp_seconds", "When the gate began to admit, by its clock.", registry=r
         )
+        self.operators_refused = Counter(
+            "gateway_operators_refused_total",
+            "Acts and logins of operators that were refused because of their token, by reason.",
+            ["reason"],
+            registry=r,
+        )
+        for reason in ("wrong_token", "busy", "no_operators"):
+            self.operators_refused.labels(reason)
         info = Gauge("gateway_build_info", "1, with the version as a label.", ["version"], registry=r)
         info.labels(__version__).set(1)
 

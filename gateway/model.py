@@ -335,7 +335,8 @@ class AccessEvent:
     of_seq: int | None = None
     """The same by number, where the event itself is no longer at hand."""
     by: str | None = None
-    """Who asked for it, for acts by hand: ``admin``, ``central``, ``emergency``, ``start``."""
+    """Who asked for it, for acts by hand: ``admin``, ``central``, ``emergency``, ``start``, or ``operator:``
+    and a name."""
     movement: Movement | None = field(default=None, compare=False)
     """What this event does to presence and counts: the movement that it makes or settles."""
     trusted: bool = False

@@ -11,7 +11,8 @@ from typing import Any
 from structlog.typing import FilteringBoundLogger
 
 from gateway.gate import Gate
-from gateway.model import Decision, Scan
+from gateway.messages import pick, spoken
+from gateway.model import Decision, Scan, Verdict
 from gateway.world import PointAt
 
 AT_ONCE = 64
@@ -69,6 +70,8 @@ class Teller:
 
     def _words(self, scan: Scan, at: PointAt, decision: Decision, now: int) -> dict[str, Any]:
         told = self._gate.tell(at, decision, now)
+        product = self._gate.world.products.get(decision.product or "")
+        granted = decision.verdict is Verdict.GRANTED
         return {
             "at": self._gate.world.calendar.rfc3339(now),
             "point": at.point.name,
@@ -82,6 +85,9 @@ class Teller:
             "product": decision.product,
             "guest": decision.guest,
             "left": decision.left,
+            "guests": self._gate.guests_left(scan, at, decision, now) if granted else 0,
+            "name": None if product is None else pick(product.name, told.languages) or None,
+            "language": spoken(told.languages),
             "notice": told.notice,
             "message": told.message,
         }

@@ -140,7 +140,7 @@ def test_every_metric_is_described() -> None:
 
 def test_every_call_is_described() -> None:
     """The tables of calls have each call of each role, and no other."""
-    page, all_calls = PAGES["control.md"], calls.Calls(None, news.News(None, None))  # type: ignore[arg-type]
+    page, all_calls = PAGES["control.md"], calls.Calls(None, news.News(None, None), None)  # type: ignore[arg-type]
 
     def described(heading: str) -> set[str]:
         return {span for row in table(page, heading) for span in _SPAN.findall(row[0])}

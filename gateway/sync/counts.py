@@ -73,6 +73,20 @@ class Counts:
         self.spool = Gauge(
             "gateway_sync_spool_bytes", "Bytes of the snapshot that is being downloaded.", registry=r
         )
+        self.streams = Gauge("gateway_web_streams", "Displays and status pages that are open.", registry=r)
+        self.streams_cut = Counter(
+            "gateway_web_streams_cut_total",
+            "Displays and status pages that were cut off because they did not read.",
+            registry=r,
+        )
+        self.web_refused = Counter(
+            "gateway_web_refused_total",
+            "Requests to the pages that were refused, by reason.",
+            ["reason"],
+            registry=r,
+        )
+        for reason in ("cross_site", "too_many", "no_session", "csrf", "wrong_token", "busy"):
+            self.web_refused.labels(reason)
 
 
 class Trouble:

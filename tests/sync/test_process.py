@@ -253,7 +253,7 @@ def test_the_pages(rigs: Rigs) -> None:
         assert value(sync.get("/metrics")[1], "gateway_gate_up") == 0
         rigs.on(rigs.gate.start())
         assert value(sync.get("/metrics")[1], "gateway_gate_up") == 1
-        assert sync.get("/")[0] == 404
+        assert sync.get("/nothing")[0] == 404
         sync.stop()
 
 
