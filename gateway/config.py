@@ -151,6 +151,11 @@ class Config:
 
     @property
     def state_dir(self) -> Path:
-        """The sync's folder."""
+        """The sync's folder: as configured; else beside the data_dir, where the installation has made one
+        for a sync with a user of its own; else in the data_dir."""
         own = self.central.state_dir if self.central is not None else None
-        return own or self.gateway.data_dir / "sync"
+        if own is not None:
+            return own
+        data_dir = self.gateway.data_dir
+        beside = data_dir.with_name(f"{data_dir.name}-sync")
+        return beside if beside.is_dir() else data_dir / "sync"

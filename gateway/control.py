@@ -99,14 +99,15 @@ class Socket:
         self._server: asyncio.Server | None = None
         self._path: Path | None = None
 
-    async def listen(self, where: Path | socket.socket) -> None:
-        """Listen at a path (an old socket file there is replaced), or on a socket handed over.
+    async def listen(self, path: Path, handed: socket.socket | None = None) -> None:
+        """Listen at a path (an old socket file there is replaced). On a socket that was handed over instead:
+        then the path becomes a link to it, so that whoever looks for the gate finds it there all the same.
 
         Raises:
             OSError: the path cannot be used.
         """
         self._loop = asyncio.get_running_loop()
-        listening = self._bound(where) if isinstance(where, Path) else Listening(self.closer, where)
+        listening = self._bound(path) if handed is None else self._linked(path, handed)
         self.accepted = listening.accepted
         self._server = await self._loop.create_unix_server(lambda: _Client(self), sock=listening)
 
@@ -126,6 +127,19 @@ class Socket:
             os.umask(mask)
         self._path = path
         return listening
+
+    def _linked(self, path: Path, handed: socket.socket) -> Listening:
+        address = handed.getsockname()
+        if address and address != str(path):
+            try:
+                _clear_stale(path)
+                path.symlink_to(address)
+            except OSError as error:
+                raise OSError(
+                    f"{path}: {error.strerror}; leave {self.role}_socket out: the socket is {address}"
+                ) from error
+            self._path = path
+        return Listening(self.closer, handed)
 
     def _hang(self) -> None:
         """Descriptors of the clients cannot be closed: none are taken any more, or the gate would run out of
@@ -155,9 +169,11 @@ class Socket:
 
 
 def _clear_stale(path: Path) -> None:
-    """Remove the socket file of a gate that is gone; the lock on the data_dir says that none runs."""
+    """Remove the socket file of a gate that is gone, or its link to one; the lock on the data_dir says that
+    none runs."""
     try:
-        if stat.S_ISSOCK(path.stat().st_mode):
+        mode = path.lstat().st_mode
+        if stat.S_ISSOCK(mode) or stat.S_ISLNK(mode):
             path.unlink()
     except FileNotFoundError:
         pass

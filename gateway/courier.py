@@ -77,7 +77,10 @@ def _translated() -> Iterator[None]:
 
 
 def _socket(config: Config) -> Path:
-    return config.gateway.sync_socket or config.gateway.data_dir / "sync.sock"
+    """The gate's socket for us: where the configuration says, else where the unit says that
+    gateway-sync.socket listens, else in the data_dir."""
+    told = os.environ.get("GATEWAY_SYNC_SOCKET")
+    return config.gateway.sync_socket or (Path(told) if told else config.gateway.data_dir / "sync.sock")
 
 
 def connect_to(config: Config) -> Connect:

@@ -255,7 +255,7 @@ class Daemon:
         self._closers.append(self._close_sockets)
         for role, table, path in sockets:
             listening = control.Socket(role, table, hello, self._client_dropped)
-            await listening.listen(handed.get(role) or path)
+            await listening.listen(path, handed.get(role))
             self.sockets.append(listening)
 
     def _client_dropped(self, role: str) -> None:
