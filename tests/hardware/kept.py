@@ -32,7 +32,7 @@ def made(kind: str, name: str) -> Iterator[tuple[Path, Path | None]]:
     root = cache()
     root.mkdir(parents=True, exist_ok=True)
     final = root / f"{kind}-{name}"
-    with open(root / f"{kind}.lock", "w") as lock:
+    with open(root / f".{kind}-{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if final.exists():
             os.utime(final)
