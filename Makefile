@@ -13,7 +13,7 @@ run: $(VENV)/.run
 	$(BIN)/gateway demo
 
 # Two at a time: most tests wait for a process or a disk.
-test: check $(VENV)/.chromium
+test: check $(VENV)/.chromium $(VENV)/.prometheus
 	$(BIN)/python -m pytest -n 2
 
 # Scanners, relay boards and GPIO lines on a real kernel, in a virtual machine; docs/hardware-bench.md. Needs root.
@@ -107,6 +107,16 @@ sbom: $(VENV)/.tools
 	mkdir -p dist
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(TOOLS)/cyclonedx-py environment --pyproject pyproject.toml \
 		--output-reproducible --validate --sv 1.6 --of JSON -o dist/sbom.cdx.json $(VENV)/sbom/bin/python
+
+# promtool and prometheus for the tests of monitoring/: Debian's package, unpacked and not installed, so that no service
+# starts and nobody need be root.
+$(VENV)/.prometheus: $(VENV)/bin/python
+	@rm -rf $(VENV)/debian && mkdir -p $(VENV)/debian
+	@if ! (command -v promtool && command -v prometheus) >/dev/null; then cd $(VENV)/debian && \
+		{ apt-get download -qq prometheus 2>/dev/null || { apt-get update -qq && apt-get download -qq prometheus; } \
+			&& dpkg -x prometheus_*.deb . && rm prometheus_*.deb; } || \
+		{ echo "make: Prometheus is needed for the tests: sudo apt-get install prometheus"; exit 1; }; fi
+	@touch $@
 
 # pip-audit, cyclonedx-py and uv: apart, so that the project's own environment does not depend on theirs.
 $(VENV)/.tools: $(VENV)/bin/python locks/tools.txt

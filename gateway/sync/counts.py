@@ -67,6 +67,8 @@ class Counts:
         )
         for call in ("changes", "snapshot", "events"):
             self.refused.labels(call)
+            for status in ("401", "403"):  # what an alert waits for
+                self.requests.labels(call, status)
         self.backlog = Gauge(
             "gateway_sync_backlog_events", "Events on disk that the central has not yet.", registry=r
         )
