@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 import subprocess
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from tests.monitoring.prometheus import MONITORING, ROOT, Prometheus, running, t
 
 BOTH = {"point", "verdict", "reader", "lane", "outcome", "input", "state", "area", "role", "version"}
 """Labels of the gate."""
-OF_SYNC = {"result", "call", "certificate"}
+OF_SYNC = {"result", "call", "certificate", "reason"}
 OF_PROCESS = {"version", "generation", "implementation", "major", "minor", "patchlevel"}
 
 
@@ -45,6 +46,16 @@ def page(gateway: Gateway) -> str:
     with urllib.request.urlopen(f"http://{listen}/metrics", timeout=WAIT) as said:
         text: str = said.read().decode()
         return text
+
+
+def refused_page(gateway: Gateway) -> None:
+    """Ask for a stream of its pages as if from another site."""
+    listen = gateway.site.sections["web"]["listen"]
+    asked = urllib.request.Request(f"http://{listen}/events", headers={"Sec-Fetch-Site": "cross-site"})
+    with pytest.raises(urllib.error.HTTPError) as told:
+        urllib.request.urlopen(asked, timeout=WAIT)
+    told.value.close()
+    assert told.value.code == 403
 
 
 def records() -> list[Json]:
@@ -117,6 +128,7 @@ def _day(system: System, folder: Path, make: Callable[..., Gateway]) -> Iterator
             assert south.site.scan("in", f"OPEN{n + 2}")["verdict"] == "granted"
         for code in ("LOST", *(f"TRIED{n}" for n in range(24))):
             assert north.site.scan("in", code)["verdict"] != "granted"
+        refused_page(north)
         north.site.scan("out", "OPEN1")
         north.site.scan("side", "OPEN7")
         north.site.scanners["side"].scan("OPEN7")
@@ -132,6 +144,7 @@ def _day(system: System, folder: Path, make: Callable[..., Gateway]) -> Iterator
             'increase(gateway_changes_total{result="applied"}[1m])',
             'increase(gateway_central_commands_total{result="obeyed"}[1m])',
             "increase(gateway_sync_events_total[1m])",
+            "increase(gateway_web_refused_total[1m])",
         ):
             wait_until(server, f"{counted} > 0")
         pages = {name: page(gateway) for name, gateway in both.items()}
