@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import resource
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -30,28 +31,37 @@ MOST_OTHERS = 128
 """Connections besides those of the streams."""
 _FILES = 256
 """File descriptors that the rest of the process may need."""
-_IDLE = 20.0
-"""Seconds in which a connection must bring a request, and the next one."""
-_READ = 20.0
-"""Seconds in which an answer must have been read."""
 _AGAIN = 10.0
 """Seconds until an address that is in use is tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a client is given."""
+
+    idle: float = 20.0
+    """Seconds in which a connection must bring a request, and the next one."""
+    read: float = 20.0
+    """Seconds in which an answer must have been read."""
+    connections: int = MOST_STREAMS + MOST_OTHERS
 
 
 class _Handler(web.RequestHandler):
     """One connection."""
 
-    __slots__ = ("_server",)
+    __slots__ = ("_answers", "_server")
 
     def __init__(self, server: _Server, manager: Any, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
             manager,
             loop=loop,
-            keepalive_timeout=_IDLE,
+            keepalive_timeout=server.limits.idle,
             lingering_time=1.0,
+            auto_decompress=False,
             debug=False,
         )
         self._server = server
+        self._answers = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._server.connections += 1
@@ -79,14 +89,20 @@ class _Handler(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        transport = self.transport
+        transport, limit = self.transport, self._server.limits.read
+        self._answers += 1
+        if transport is not None:
+            self._loop.call_later(limit, self._abandon, transport, self._answers)
         try:
-            async with asyncio.timeout(_READ):
+            async with asyncio.timeout(limit):
                 return await super().finish_response(request, resp, start_time)
-        except TimeoutError:  # it does not read
-            if transport is not None:
-                transport.abort()
+        except TimeoutError:
             return resp, True
+
+    def _abandon(self, transport: asyncio.Transport, answer: int) -> None:
+        """What it has not read by now would keep the connection, also one that is closed already."""
+        if answer == self._answers and transport.get_write_buffer_size():
+            transport.abort()
 
 
 class _Full(asyncio.Protocol):
@@ -99,9 +115,10 @@ class _Full(asyncio.Protocol):
 class _Server:
     """As many connections as there are descriptors for."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
         self.connections = 0
-        self._most = min(MOST_STREAMS + MOST_OTHERS, _room() - _FILES)
+        self._most = min(limits.connections, _room() - _FILES)
 
     def factory(self, manager: Any, loop: asyncio.AbstractEventLoop) -> Callable[[], asyncio.Protocol]:
         def make() -> asyncio.Protocol:
@@ -142,7 +159,7 @@ async def _headers(_: web.Request, response: web.StreamResponse) -> None:
     response.headers.update(HEADERS)
 
 
-async def serve(pages: Pages, address: tuple[str, int]) -> None:
+async def serve(pages: Pages, address: tuple[str, int], limits: Limits | None = None) -> None:
     """Until cancelled. An address that cannot be listened at is told, and tried again: the rest of the sync
     matters more than its pages."""
     app = pages.app()
@@ -154,7 +171,7 @@ async def serve(pages: Pages, address: tuple[str, int]) -> None:
     watching = loop.create_task(pages.watch.run())
     listening: asyncio.Server | None = None
     try:
-        listening = await _listen(_Server().factory(runner.server, loop), address)
+        listening = await _listen(_Server(limits or Limits()).factory(runner.server, loop), address)
         addresses = [sock.getsockname() for sock in listening.sockets]
         log.logger("web").info("pages", address=[f"{a[0]}:{a[1]}" for a in addresses])
         await watching

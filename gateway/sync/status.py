@@ -171,7 +171,7 @@ class Status:
         try:
             async with asyncio.timeout(_BODY):
                 body = orjson.loads(await request.read())
-        except (orjson.JSONDecodeError, TimeoutError):
+        except (orjson.JSONDecodeError, TimeoutError, web.RequestPayloadError):
             body = None
         if not isinstance(body, dict):
             raise self._refused(400, "bad_request", "not a JSON object")
