@@ -100,6 +100,13 @@ class Browser:
         )
         return tab
 
+    def frames(self) -> list[Tab]:
+        """What other sites' pages have in frames."""
+        targets = self.call("Target.getTargets")["targetInfos"]
+        frames = [each["targetId"] for each in targets if each["type"] == "iframe"]
+        sessions = [self.call("Target.attachToTarget", targetId=each, flatten=True) for each in frames]
+        return [Tab(self, s["sessionId"], each) for s, each in zip(sessions, frames, strict=True)]
+
     def close(self) -> None:
         os.close(self._write)
         os.close(self._read)
