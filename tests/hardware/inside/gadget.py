@@ -1,6 +1,6 @@
 """USB devices, made of the kernel's own gadget stack and plugged into its own host side (``dummy_hcd``).
 
-Each socket of the guest is a number from 0 to 3. Source: Documentation/usb/gadget_configfs.rst of the kernel.
+Each socket of the guest is a number from 0 to 7. Source: Documentation/usb/gadget_configfs.rst of the kernel.
 """
 
 import subprocess
@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 CONFIG = Path("/sys/kernel/config/usb_gadget")
-SOCKETS = 4
+SOCKETS = 8
 
 
 def sockets() -> None:
@@ -69,12 +69,30 @@ def unplug(name: str) -> None:
         (CONFIG / name / "UDC").write_text("\n")
 
 
+def pull(name: str) -> None:
+    """Out, as soon as what left it has had the time to arrive."""
+    time.sleep(0.05)
+    unplug(name)
+
+
+def scrap(name: str) -> None:
+    """The device is gone for good. The kernel's gadget stack has room for four HID devices at a time."""
+    unplug(name)
+    device = CONFIG / name
+    for link in device.glob("configs/c.1/*.*"):
+        link.unlink()
+    for folder in ("configs/c.1", "functions/*", "strings/0x409", ""):
+        for found in device.glob(folder) if folder else [device]:
+            found.rmdir()
+
+
 def plugged(name: str) -> bool:
     return bool((CONFIG / name / "UDC").read_text().strip())
 
 
 def node(device: str, timeout: float = 10) -> Path:
     """The device side's node of a function, by its ``MAJOR:MINOR`` (``dev`` attribute), once it is there."""
+    device = device.strip()
     until = time.monotonic() + timeout
     while time.monotonic() < until:
         for uevent in (*Path("/sys/class/hidg").glob("*/dev"), *Path("/sys/class/tty").glob("ttyGS*/dev")):

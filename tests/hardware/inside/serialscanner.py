@@ -21,9 +21,13 @@ def make(
 plug, unplug = gadget.plug, gadget.unplug
 
 
-def type(name: str, code: str, end: str = "\r") -> None:
-    """It read this."""
-    send(name, (code + end).encode().hex())
+def type(name: str, code: str, end: str = "\r", torn: int | None = None) -> None:
+    """It read this. ``torn``: it is pulled out after so many characters."""
+    if torn is None:
+        send(name, (code + end).encode().hex())
+    else:
+        send(name, code[:torn].encode().hex())
+        gadget.pull(name)
 
 
 def send(name: str, data: str) -> None:
