@@ -25,7 +25,8 @@ from typing import Any
 from gateway.cache.ledger_rows import EVENT_COLUMNS, MOVEMENT_COLUMNS, event_digest, movement_of
 
 PAGE = 4096
-FORMAT = 1
+FORMAT = 2
+"""Of the ledgers that this version writes; ledger_migrate has the steps from each earlier one."""
 APPLICATION_ID = 0x47574C31  # "GWL1"
 HIGHEST_SEQ = 1 << 40
 """Beyond any ledger's life: a row number above it comes from damage."""
@@ -123,17 +124,16 @@ def inspect(path: Path) -> Wal:
     version = struct.unpack(">I", head[60:64])[0]
     if version > FORMAT:
         return wal  # whether it is one is seen when it is open; all that is asked below may differ there
-    fixed = (head[16:18], head[20:24], head[44:52], head[52:60], head[60:64], head[64:72], head[72:92])
+    fixed = (head[16:18], head[20:24], head[44:52], head[52:60], head[64:72], head[72:92])
     expected = (
         PAGE.to_bytes(2, "big"),
         b"\x00\x40\x20\x20",
         b"\0\0\0\x04" + bytes(4),
         b"\0\0\0\0\0\0\0\x01",
-        FORMAT.to_bytes(4, "big"),
         b"\0\0\0\0" + APPLICATION_ID.to_bytes(4, "big"),
         bytes(20),
     )
-    if fixed != expected or head[18] != head[19] or head[18] not in (1, 2):
+    if fixed != expected or version < 1 or head[18] != head[19] or head[18] not in (1, 2):
         raise LedgerDamaged("its head is damaged")
     pages = wal.size or struct.unpack(">I", head[28:32])[0]
     there = length // PAGE

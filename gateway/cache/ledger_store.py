@@ -19,6 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from gateway.cache.ledger_migrate import migrate
 from gateway.cache.ledger_repair import (
     APPLICATION_ID,
     FORMAT,
@@ -247,7 +248,7 @@ class Store:
                 " install the newer version again, or move the file away to begin a new ledger"
             )
         application = conn.execute("PRAGMA application_id").fetchone()[0]
-        if (application, version, meta.get("format")) != (APPLICATION_ID, FORMAT, FORMAT):
+        if application != APPLICATION_ID or version != meta.get("format") or not 0 < version <= FORMAT:
             raise LedgerDamaged("its format is not that of a ledger")
         if any(there.get(name) != sql for name, sql in _TABLES.items()):
             raise LedgerDamaged("its tables are not those of a ledger")
@@ -260,6 +261,8 @@ class Store:
             # One transaction without effect is what a power cut leaves behind, two are not: each is flushed
             # before the next begins.
             raise LedgerDamaged("its write-ahead log is damaged in the middle")
+        if migrate(self.path, conn) is not None:
+            meta = dict(conn.execute("SELECT key, value FROM meta"))
         self.epochs = tuple(conn.execute("SELECT first_seq, epoch FROM epoch ORDER BY first_seq"))
         self.acknowledged = meta.get("acknowledged", -1)
         numbers: tuple[Any, ...] = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 import threading
@@ -59,6 +60,8 @@ def explain(error: BaseException, path: Path) -> Fault:
 
 
 def _code(error: BaseException) -> int:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return sqlite3.SQLITE_FULL
     code: int = getattr(error, "sqlite_errorcode", 0)
     return code & 0xFF
 

@@ -476,10 +476,10 @@ def test_a_ledger_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
         with Rig(tmp_path) as rig:
             rig.grants(1, 3)
         with file(tmp_path) as other:
-            other.execute("UPDATE meta SET value = 2 WHERE key = 'format'")
-            other.execute("PRAGMA user_version = 2")
+            other.execute("UPDATE meta SET value = 3 WHERE key = 'format'")
+            other.execute("PRAGMA user_version = 3")
         before = (tmp_path / "ledger.db").read_bytes()
-        with pytest.raises(LedgerTooNew, match="format 2, this program knows 1: install"):
+        with pytest.raises(LedgerTooNew, match="format 3, this program knows 2: install"):
             Rig(tmp_path)
         assert (tmp_path / "ledger.db").read_bytes() == before
         assert names(tmp_path) == ["ledger.db"]
