@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import sys
 from collections.abc import Iterator
@@ -14,17 +13,18 @@ from typing import Any
 
 import orjson
 
-from gateway import control, doctor_central
+from gateway import control, doctor_central, doctor_gate, doctor_machine
 from gateway.cache import generations
-from gateway.config import Config, ReaderConfig
+from gateway.config import Config
 from gateway.configload import load
 from gateway.findings import Finding
 from gateway.host import clock_synchronised
 from gateway.readers.discover import scanners
 from gateway.turnstile.discover import boards
+from gateway.units import Units
 
-_ROOM = 200 * 1024 * 1024
-"""Bytes free below which the ledger is in danger of filling the disk."""
+_SOON = 0.75
+"""The part of max_snapshot_age_h from which on somebody should see to new cards."""
 
 
 def devices(*, as_json: bool) -> int:
@@ -57,7 +57,7 @@ def doctor(path: Path, *, as_json: bool) -> int:
     """Print every finding; 0: nothing is at fault, 1: something is. Raises ConfigError."""
     config = load(path)
     faults = 0
-    for finding in findings(config):
+    for finding in findings(config, path):
         faults += finding.state == "fault"
         if as_json:
             _put(asdict(finding))
@@ -69,28 +69,37 @@ def doctor(path: Path, *, as_json: bool) -> int:
     return 1 if faults else 0
 
 
-def findings(config: Config) -> Iterator[Finding]:
-    """Everything that can be seen from here, with a running gate or without."""
+def findings(config: Config, path: Path, units: Units | None = None) -> Iterator[Finding]:
+    """All that can be seen from here, with a running gate or without. ``path``: of the configuration."""
     yield Finding("configuration", "ok", f"{len(config.lanes)} lane(s), {len(config.readers)} reader(s)")
+    units = units or Units()
     data_dir = config.gateway.data_dir
+    user = doctor_machine.account(data_dir, units)
+    yield from doctor_machine.configuration(path, user)
     yield from _data_dir(data_dir)
-    status = None
+    yield from doctor_machine.service(units, config)
+    status, metrics = None, ""
     try:
         with closing(control.Client(config.gateway.admin_socket or data_dir / "admin.sock")) as gate:
             status = gate.call("status")
+            metrics = gate.call("metrics")["text"]
         yield Finding("gate", "ok", f"running, version {status['version']}")
     except control.NoGate:
         yield Finding("gate", "warning", "not running", "systemctl start gateway, or gateway gate")
     except OSError as error:
         yield Finding("gate", "fault", f"its socket cannot be used: {error.strerror}", "run this as root")
     if status is not None:
-        yield from _running(status)
+        yield from _running(config, status, user)
+        yield from doctor_gate.counters(metrics)
+        yield from doctor_gate.older_configuration(path, metrics)
     else:
+        yield from doctor_gate.ledger(data_dir, config.gateway.id)
         for reader in config.readers:
-            yield _device(f"reader {reader.name}", reader)
+            yield doctor_machine.reader(reader, user)
     for lane in config.lanes:
-        if lane.relay.device is not None:
-            yield _path(f"relay of lane {lane.name}", lane.relay.device)
+        if (looked := doctor_machine.relay(lane, user, running=status is not None)) is not None:
+            yield looked
+    yield from doctor_machine.undriven_usb()
     if clock_synchronised():
         yield Finding("clock", "ok", "synchronised")
     else:
@@ -114,14 +123,7 @@ def _data_dir(data_dir: Path) -> Iterator[Finding]:
         yield Finding(
             "data_dir", "fault", f"{data_dir} cannot be written", "run as the gate's user, or mend its rights"
         )
-    free = shutil.disk_usage(data_dir).free
-    enough = free > _ROOM
-    yield Finding(
-        "disk",
-        "ok" if enough else "fault",
-        f"{free // 1024 // 1024} MiB free",
-        None if enough else "free some space: without it entries cannot be recorded",
-    )
+    yield from doctor_machine.disk(data_dir)
     key = data_dir / "code.key"
     if key.exists() and key.stat().st_mode & 0o077:
         yield Finding("code.key", "fault", "others may read it", f"chmod 600 {key}")
@@ -151,12 +153,15 @@ def _data_dir(data_dir: Path) -> Iterator[Finding]:
         )
 
 
-def _running(status: dict[str, Any]) -> Iterator[Finding]:
+def _running(config: Config, status: dict[str, Any], user: doctor_machine.Account) -> Iterator[Finding]:
     for reader in status["readers"]:
+        about = f"reader {reader['reader']}"
         if reader["up"]:
-            yield Finding(f"reader {reader['reader']}", "ok", reader["device"])
+            yield Finding(about, "ok", reader["device"])
+        elif reader["device"] == "-":
+            yield Finding(about, "fault", "the input has ended", "start the gate anew")
         else:
-            yield _path(f"reader {reader['reader']}", reader["device"], down=True)
+            yield doctor_machine.device(about, reader["device"], user, is_open=False)
     for lane in status["lanes"]:
         if lane["fault"]:
             yield Finding(
@@ -171,7 +176,7 @@ def _running(status: dict[str, Any]) -> Iterator[Finding]:
             )
         else:
             yield Finding(f"lane {lane['lane']}", "ok", "normal")
-    yield from _snapshot_in_use(status["snapshot"])
+    yield from _snapshot_in_use(config, status["snapshot"])
     for contact in status["inputs"]:
         if contact["fault"]:
             yield Finding(contact["input"], "fault", contact["fault"], "look at its chip, line and wire")
@@ -194,7 +199,7 @@ def _running(status: dict[str, Any]) -> Iterator[Finding]:
         )
 
 
-def _snapshot_in_use(snapshot: dict[str, Any] | None) -> Iterator[Finding]:
+def _snapshot_in_use(config: Config, snapshot: dict[str, Any] | None) -> Iterator[Finding]:
     if snapshot is None:
         yield Finding(
             "snapshot",
@@ -203,33 +208,20 @@ def _snapshot_in_use(snapshot: dict[str, Any] | None) -> Iterator[Finding]:
             "gateway import FILE, or join a central",
         )
         return
+    newer = "gateway import FILE" if config.central is None else "see the findings of sync and central"
+    hours, most = snapshot["age_s"] / 3600, config.gateway.max_snapshot_age_h
     if snapshot["stale"]:
+        yield Finding("snapshot", "fault", "older than max_snapshot_age_h: nobody is admitted", newer)
+    elif most is not None and hours > _SOON * most:
+        what = "nobody is admitted" if config.gateway.on_stale == "deny" else "it is stale"
         yield Finding(
-            "snapshot", "fault", "older than max_snapshot_age_h: nobody is admitted", "gateway import FILE"
+            "snapshot",
+            "warning",
+            f"is {hours:.1f} h old; from {most:g} h on (max_snapshot_age_h) {what}",
+            newer,
         )
     for reason in snapshot["set_aside"]:
         yield Finding("snapshot", "warning", reason)
-
-
-def _device(about: str, reader: ReaderConfig) -> Finding:
-    if reader.driver == "stdin":
-        return Finding(about, "ok", "standard input")
-    return _path(about, reader.device)
-
-
-def _path(about: str, device: str, *, down: bool = False) -> Finding:
-    path = Path(device)
-    if not path.exists():
-        return Finding(about, "fault", f"{device} is not there", "plug it in; gateway devices lists what is")
-    if not os.access(path, os.R_OK | os.W_OK):
-        return Finding(
-            about, "fault", f"{device} may not be opened", "check the udev rules and the user's groups"
-        )
-    if down:
-        return Finding(
-            about, "fault", f"{device} is there but not open", "see the journal: journalctl -u gateway"
-        )
-    return Finding(about, "ok", device)
 
 
 def _say(text: str) -> None:

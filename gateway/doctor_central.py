@@ -6,14 +6,19 @@ The central is asked without the token: a token that is used by two at once look
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import ssl
 import stat
 from collections.abc import Generator, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
+from cryptography import x509
 
 from gateway.config import CentralConfig, Config
 from gateway.enrolment import as_owner
@@ -30,6 +35,8 @@ _SILENT = 180
 long."""
 _BACKLOG = 1000
 """Events: a batch. What is more than that has not been taken for a while."""
+_RENEW = timedelta(days=21)
+"""Before the end of a certificate: time for somebody to renew it."""
 _CLOCK = 2.0
 """Seconds; the warning of the gate begins there too. ``Date`` has whole seconds."""
 
@@ -98,6 +105,10 @@ def _joined(config: Config, central: CentralConfig, pinned: Pinned | None) -> It
 
 
 def _files(central: CentralConfig) -> Iterator[Finding]:
+    for about, path in (("ca_file", central.ca_file), ("client_cert", central.client_cert)):
+        with contextlib.suppress(OSError, ValueError):  # one that cannot be read is told by the way there
+            for found in x509.load_pem_x509_certificates(path.read_bytes()) if path is not None else ():
+                yield from _ends(about, f"{path}", found.not_valid_after_utc, f"put a newer one into {path}")
     key = central.client_key or central.client_cert
     if key is not None and key.exists() and key.stat().st_mode & stat.S_IRWXO:
         yield Finding("client_key", "fault", f"others may read {key}", f"chmod 640 {key}")
@@ -133,6 +144,14 @@ def _reachable(central: CentralConfig) -> Generator[Finding, None, bool]:
         return False
     secured = ", over TLS" if central.url.startswith("https:") else ""
     yield Finding(about, "ok", f"{central.url} answers{secured}")
+    if secured:
+        with contextlib.suppress(OSError):  # it was there a moment ago
+            yield from _ends(
+                "central's certificate",
+                "it",
+                _certificate_ends(central.url, context),
+                "have the central's operator renew it",
+            )
     if date is not None and abs(date) > _CLOCK:
         yield Finding(
             "clock",
@@ -141,6 +160,27 @@ def _reachable(central: CentralConfig) -> Generator[Finding, None, bool]:
             "timedatectl set-ntp true, here and there",
         )
     return True
+
+
+def _certificate_ends(url: str, context: ssl.SSLContext) -> datetime:
+    """When the certificate that is shown there ends. Raises OSError."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    with (
+        socket.create_connection((host, parts.port or 443), timeout=5) as plain,
+        context.wrap_socket(plain, server_hostname=host) as secured,
+    ):
+        told = secured.getpeercert() or {}
+    return datetime.fromtimestamp(ssl.cert_time_to_seconds(str(told["notAfter"])), UTC)
+
+
+def _ends(about: str, what: str, end: datetime, remedy: str) -> Iterator[Finding]:
+    """Nothing while there is time enough."""
+    left = end - datetime.now(UTC)
+    if left < timedelta(0):
+        yield Finding(about, "fault", f"{what} ended on {end:%Y-%m-%d}", remedy)
+    elif left < _RENEW:
+        yield Finding(about, "warning", f"{what} ends in {left.days} days, on {end:%Y-%m-%d}", remedy)
 
 
 async def _knock(url: str, context: Any) -> tuple[int, str, float | None]:

@@ -30,8 +30,8 @@ from gateway.setup.dialogue import Click, Known, Plan, Say, ScanFor, Scanner, Ye
 from gateway.setup.finding import find, shown
 from gateway.setup.scanning import listen
 from gateway.setup.setupcode import TEXT
-from gateway.setup.units import Units
 from gateway.setup.writing import cannot_write, make_data_dir, write
+from gateway.units import Units
 
 DONE, NOT_ALL, WRONG = 0, 1, 2
 
@@ -267,7 +267,9 @@ class _Session:
             self._say(f"Started, now and at each boot: {', '.join(installed)}")
 
     def _summary(self, config: Config) -> int:
-        told = [finding for finding in findings(config) if finding.state != "ok"]
+        told = [
+            finding for finding in findings(config, self._path, self._options.units) if finding.state != "ok"
+        ]
         self._say(f"\ngateway doctor has {len(told)} thing(s) to say" + (":" if told else ": all is well."))
         for finding in told:
             self._say(f"  {finding.state}: {finding.about}: {finding.found}")

@@ -143,7 +143,9 @@ def _gather(config_path: Path, config: Config | None, wrong: ConfigError | None)
     gathered.add("status.json", asked)
     gathered.add("metrics-gate.txt", lambda: _metrics_of_gate(config))
     gathered.add("metrics-sync.txt", lambda: _metrics_of_sync(config))
-    gathered.add("doctor.json", lambda: [scrub.each(asdict(found)) for found in findings(config)])
+    gathered.add(
+        "doctor.json", lambda: [scrub.each(asdict(found)) for found in findings(config, config_path)]
+    )
     gathered.add("files.json", lambda: {"data_dir": stores.files(data_dir), "state_dir": _state(config)})
     gathered.add("ledger.json", lambda: stores.ledger(data_dir))
     gathered.add("snapshots.json", lambda: stores.snapshots(data_dir, running=status is not None))

@@ -18,9 +18,9 @@ from typing import Any, Final
 from gateway import __version__
 from gateway.host import clock_synchronised
 from gateway.readers.discover import scanners
-from gateway.setup.units import UNITS
 from gateway.support.scrub import Scrub
 from gateway.turnstile.discover import boards
+from gateway.units import UNITS
 
 SINCE: Final = "-26h"
 MOST_LINES: Final = 20_000

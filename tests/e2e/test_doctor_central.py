@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -179,7 +180,10 @@ def test_tls(tmp_path: Path, zygote: Zygote, site: Callable[..., Site]) -> None:
     system = System(tmp_path, zygote, authority=Authority(tmp_path))
     system.central.start()
     north = system.gateway(site, *TABLES)
-    says(ask(north, 1)["way to the central"], "ok", "over TLS")
+    found = ask(north, 1)
+    says(found["way to the central"], "ok", "over TLS")
+    says(found["central's certificate"], "warning", "ends in 0 days", "have the central's operator renew it")
+    says(found["ca_file"], "warning", "ends in 0 days", "put a newer one into")
     section = north.site.sections["central"]
     right = section.pop("ca_file")
     north.site.write()
@@ -196,4 +200,9 @@ def test_tls(tmp_path: Path, zygote: Zygote, site: Callable[..., Site]) -> None:
     found = ask(north, 1)
     says(found["client_key"], "fault", f"chmod 640 {key}")
     says(found["way to the central"], "fault", "client")
+    (tmp_path / "other").mkdir()
+    authority = Authority(tmp_path / "other")
+    section["client_cert"], section["client_key"] = authority.certificate("north", timedelta(hours=-1))
+    north.site.write()
+    says(ask(north, 1)["client_cert"], "fault", "ended on", "put a newer one into")
     system.close()

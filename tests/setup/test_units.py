@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.setup.units import Units
+from gateway.units import Units
 
 ROOT = Path(__file__).parents[2]
 _SYSTEMCTL = """#!/bin/sh
@@ -29,7 +29,7 @@ _RUN = """
 import sys
 from pathlib import Path
 from gateway.setup.run import Options, setup
-from gateway.setup.units import Units
+from gateway.units import Units
 folder = Path(sys.argv[1])
 answers = folder / sys.argv[2] if sys.argv[2] else None
 sys.exit(setup(Options(folder / "etc/gateway.toml", answers, data_dir=folder / "data",
@@ -79,7 +79,7 @@ def run(
 def asked(folder: Path) -> list[str]:
     """What systemctl was told, without the questions."""
     lines = (folder / "asked").read_text().splitlines()
-    return [line for line in lines if not line.startswith(("is-active", "cat"))]
+    return [line for line in lines if not line.startswith(("is-active", "cat", "show"))]
 
 
 ALL = "gateway-sync.service gateway.service"

@@ -1,4 +1,4 @@
-"""The units of systemd, where it runs: stopped while setup has the devices, and started again."""
+"""The units of systemd, where it runs: how they are; stopped while setup has the devices, started again."""
 
 from __future__ import annotations
 
@@ -44,20 +44,32 @@ class Units:
             return ""
         return self._ask("enable", *units) or self._ask("restart", *reversed(units))
 
+    def show(self, unit: str, *properties: str) -> dict[str, str]:
+        """Properties of a unit; empty where they cannot be had."""
+        try:
+            done = self._run("show", unit, *(f"--property={name}" for name in properties))
+        except (OSError, subprocess.TimeoutExpired):
+            return {}
+        found = (line.partition("=") for line in done.stdout.splitlines())
+        return {name: value for name, _, value in found if name in properties}
+
     def _ask(self, *arguments: str) -> str:
         """Gives "" when it worked."""
         try:
-            done = subprocess.run(
-                [self.systemctl, *arguments],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=_PATIENCE,
-                check=False,
-            )
+            done = self._run(*arguments)
         except (OSError, subprocess.TimeoutExpired) as error:
             return f"{self.systemctl} {arguments[0]}: {error}"
         if done.returncode == 0:
             return ""
         said = done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}"
         return f"{self.systemctl} {' '.join(arguments)}: {said}"
+
+    def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [self.systemctl, *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE,
+            check=False,
+        )
