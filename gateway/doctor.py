@@ -76,13 +76,16 @@ def findings(config: Config, path: Path, units: Units | None = None) -> Iterator
     data_dir = config.gateway.data_dir
     user = doctor_machine.account(data_dir, units)
     yield from doctor_machine.configuration(path, user)
+    if config.state_dir.is_dir():
+        yield from doctor_machine.configuration(path, doctor_machine.account(config.state_dir))
     yield from _data_dir(data_dir)
     yield from doctor_machine.service(units, config)
-    status, metrics = None, ""
+    status, metrics, refused = None, "", []
     try:
         with closing(control.Client(config.gateway.admin_socket or data_dir / "admin.sock")) as gate:
             status = gate.call("status")
             metrics = gate.call("metrics")["text"]
+            refused = gate.call("refused")["events"]
         yield Finding("gate", "ok", f"running, version {status['version']}")
     except control.NoGate:
         yield Finding("gate", "warning", "not running", "systemctl start gateway, or gateway gate")
@@ -91,6 +94,7 @@ def findings(config: Config, path: Path, units: Units | None = None) -> Iterator
     if status is not None:
         yield from _running(config, status, user)
         yield from doctor_gate.counters(metrics)
+        yield from doctor_gate.refused(refused)
         yield from doctor_gate.older_configuration(path, metrics)
     else:
         yield from doctor_gate.ledger(data_dir, config.gateway.id)

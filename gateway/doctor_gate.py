@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -36,12 +36,6 @@ _COUNTERS: Final = {
         "disk",
         "{n} times too slow: the lane opened before the entry was on it",
         "a better card or disk; imports at a quieter hour; or a longer commit_deadline_ms",
-    ),
-    "gateway_ledger_refused_events_total": (
-        1,
-        "entries",
-        "{n} were refused by the central since the gate was started",
-        "gateway ledger --refused shows them with the reason; tell the central's operator",
     ),
     "gateway_answers_refused_total": (
         1,
@@ -84,6 +78,17 @@ def counters(text: str) -> Iterator[Finding]:
                     f"{int(sample.value)} changed records could not be taken",
                     "journalctl -u gateway names them; correct them at the central",
                 )
+
+
+def refused(events: list[Any]) -> Iterator[Finding]:
+    """Takes the events that the central refused, as the gate's socket gives them: the newest thousand."""
+    if events:
+        yield Finding(
+            "entries",
+            "warning",
+            f"{len(events)} were refused by the central",
+            "gateway ledger --refused shows them with the reason; tell the central's operator",
+        )
 
 
 def older_configuration(path: Path, text: str) -> Iterator[Finding]:

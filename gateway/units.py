@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-# In the order in which they are stopped: the socket would start the gate again.
-UNITS: Final = ("gateway.socket", "gateway-sync.service", "gateway.service")
+SERVICES: Final = ("gateway-sync.service", "gateway.service")
+"""In the order in which they are stopped. Their sockets come and go with the gate."""
+UNITS: Final = (*SERVICES, "gateway.socket", "gateway-sync.socket")
 _PATIENCE: Final = 90.0
 
 
@@ -24,12 +25,12 @@ class Units:
         return self.booted.is_dir()
 
     def active(self) -> list[str]:
-        """The units of the gateway that run."""
-        return [unit for unit in UNITS if self.here and self._ask("is-active", "--quiet", unit) == ""]
+        """The services of the gateway that run."""
+        return [unit for unit in SERVICES if self.here and self._ask("is-active", "--quiet", unit) == ""]
 
     def installed(self) -> list[str]:
-        """The units that systemd knows."""
-        return [unit for unit in UNITS if self.here and self._ask("cat", unit) == ""]
+        """Its services that systemd knows."""
+        return [unit for unit in SERVICES if self.here and self._ask("cat", unit) == ""]
 
     def stop(self, units: list[str]) -> str:
         """Gives "", or what went wrong."""
