@@ -85,6 +85,7 @@ class Daemon:
         self._began = 0
         self._history_known = True
         self._watched = 0
+        self._stuck: set[str] = set()
 
     # --- start ---------------------------------------------------------------------------------------
 
@@ -462,7 +463,7 @@ class Daemon:
         )
         metrics.pending_events.set(self.ledger.pending)
         self._look_for_damage()
-        notify("WATCHDOG=1")
+        self._feed_watchdog()
         if now - self._pruned_at > 60 * MINUTE:
             self._pruned_at = now
             self.ledger.prune(now, self.config.gateway.retain_days * DAY, self._keep_movements())
@@ -470,6 +471,16 @@ class Daemon:
             self._watched = day
             self.ledger.watch(gate.world.presence_since(now))
         self._timer = self.loop.call_later(_HOUSEKEEPING, self._housekeeping)
+
+    def _feed_watchdog(self) -> None:
+        """The loop runs, or this would not be called; the readers have to as well. The ledger has no say: a
+        slow card must not have the gate started over and over."""
+        stuck = {name for name, reader in self.readers.items() if not reader.works()}
+        for name in sorted(stuck - self._stuck):
+            self._log.critical("reader does not read: the watchdog is fed no more", reader=name)
+        self._stuck = stuck
+        if not stuck:
+            notify("WATCHDOG=1")
 
     def _look_for_damage(self) -> None:
         """A damaged row was met: its card is unknown until the cards are imported anew."""

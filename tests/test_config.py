@@ -376,6 +376,14 @@ client_key = "/etc/client.key"
     assert loads(SMALL, "x").state_dir == Path("/var/lib/gateway/sync")
 
 
+def test_a_sync_with_a_user_of_its_own_has_its_folder_beside(tmp_path):
+    """Once the installation made a folder for the sync beside the data_dir, that is its state_dir."""
+    here = loads(SMALL.replace("/var/lib/gateway", str(tmp_path / "gateway")), "x")
+    assert here.state_dir == tmp_path / "gateway/sync"
+    (tmp_path / "gateway-sync").mkdir()
+    assert here.state_dir == tmp_path / "gateway-sync"
+
+
 @pytest.mark.parametrize(
     ("text", "address"),
     [

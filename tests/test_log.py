@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import socket
+from pathlib import Path
 
 import orjson
 
@@ -74,3 +76,29 @@ def test_an_exception_is_logged_as_text() -> None:
     writer.close()
     (line,) = lines(stream.getvalue())
     assert "ValueError: broken" in str(line["exception"])
+
+
+def test_the_journal_gets_entries_of_fields(tmp_path: Path) -> None:
+    """An entry has the message for people, its priority, and each value in a field of its own; a line break
+    in a value begins no other field, for its length stands before it (JOURNAL_NATIVE_PROTOCOL)."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journald:
+        journald.bind(str(tmp_path / "socket"))
+        journal = log.Journal(str(tmp_path / "socket"))
+        event = {"event": "reader is down", "level": "warning", "part": "gate", "reader": "in", "lanes": 2}
+        journal.write(journal.render({**event, "timestamp": "now"}))
+        assert journald.recv(65536).decode().splitlines() == [
+            "MESSAGE=reader is down reader=in lanes=2",
+            "PRIORITY=4",
+            "SYSLOG_IDENTIFIER=gateway",
+            "GATEWAY_EVENT=reader is down",
+            "GATEWAY_PART=gate",
+            "GATEWAY_READER=in",
+            "GATEWAY_LANES=2",
+        ]
+        journal.write(
+            journal.render({"event": "error", "level": "critical", "exception": "é" * 100 + "\nX=1"})
+        )
+        entry = journald.recv(65536)
+        text = ("é" * 100 + "\nX=1").encode()
+        assert b"GATEWAY_EXCEPTION\n" + len(text).to_bytes(8, "little") + text + b"\n" in entry
+        journal.close()

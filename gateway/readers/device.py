@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import select
 import time
 from collections.abc import Callable
 from typing import Final
@@ -104,6 +105,9 @@ class Reader:
         """The errno of the last attempt to open."""
         self._fault_since = 0.0
         self._closed = False
+        self._reads = 0
+        self._unread: int | None = None
+        """How often was read when bytes were last seen waiting; None: none were."""
 
     def start(self) -> None:
         """Open the device, or begin to wait for it."""
@@ -124,6 +128,22 @@ class Reader:
         if self._device is not None:
             self._stop_reading()
             self._resume()
+
+    def works(self) -> bool:
+        """Whether it does its work, asked now and then, with time between for the loop: a device that is away
+        is looked for, and what waited the last time has been read since."""
+        before, self._unread = self._unread, None
+        if self._closed or self._config.driver == "stdin":
+            return True
+        if self._device is None:
+            return self._open_timer is not None and not self._open_timer.cancelled()
+        if self._pause_timer is not None:
+            return not self._pause_timer.cancelled()
+        waiting = select.poll()
+        waiting.register(self._device.fd, select.POLLIN)
+        if waiting.poll(0):
+            self._unread = self._reads
+        return before is None or self._unread != before
 
     # --- opening and losing --------------------------------------------------------------------------
 
@@ -194,6 +214,7 @@ class Reader:
             return
         self._stop_reading()
         device, self._device = self._device, None
+        self._unread = None
         device.close()
 
     # --- reading -------------------------------------------------------------------------------------
@@ -228,6 +249,7 @@ class Reader:
         device = self._device
         if device is None:
             return
+        self._reads += 1
         try:
             data = os.read(device.fd, self._read_bytes)
         except BlockingIOError:

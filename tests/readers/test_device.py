@@ -536,3 +536,37 @@ def test_stdin(tmp_path: Path, how: str) -> None:
             done = subprocess.run(command, stdin=stdin, capture_output=True, timeout=60, check=True)
     codes = "b'8K2M'\nb'PX4T'\nb'last'\n" if how != "nothing" else ""
     assert done.stdout.decode() == f"True \n{codes}False end of input\n"
+
+
+def test_a_reader_that_is_not_called_for_its_bytes_does_not_work() -> None:
+    """`works` holds while bytes are read and while a device is looked for, and not when they stay unread."""
+    devices: list[OpenDevice] = []
+
+    def opening(config: ReaderConfig) -> OpenDevice:
+        devices.append(open_device(config))
+        return devices[-1]
+
+    async def run() -> None:
+        pty, desk = Pty(), Desk()
+        reader = desk.reader(serial_config(pty.path), opening)
+        reader.start()
+        pty.write(b"FIRST\r")
+        await until(lambda: desk.payloads == [b"FIRST"])
+        assert reader.works()
+        assert reader.works()
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(devices[0].fd)
+        assert reader.works()  # nothing waits
+        pty.write(b"SECOND\r")
+        await until(lambda: not reader.works())
+        pty.close()
+        reader.close()
+        assert reader.works()
+
+        away = desk.reader(serial_config("/dev/there-is-no-such-scanner"))
+        away.start()
+        assert away.works()
+        assert away.works()
+        away.close()
+
+    asyncio.run(run())
