@@ -17,9 +17,11 @@ test: check $(VENV)/.chromium $(VENV)/.prometheus
 	$(BIN)/python -m pytest -n 2
 
 # Scanners, relay boards and GPIO lines on a real kernel, in a virtual machine; docs/hardware-bench.md. Needs root.
-test-hardware: $(VENV)/.dev
+# ONLY=tests/hardware/test_gpio.py: a part.
+ONLY ?= tests/hardware
+test-hardware: $(VENV)/.dev $(VENV)/.qemu
 	$(BIN)/python -m tests.hardware.install
-	$(BIN)/python -m pytest tests/hardware -n 2 --dist loadfile --timeout 1800
+	$(BIN)/python -m pytest $(ONLY) -n 2 --dist loadfile --timeout 1800
 
 # The Debian package for PCs and for the Raspberry Pi, in dist/, with its bill of materials. Needs debhelper.
 deb: $(VENV)/.run $(VENV)/.tools sbom
@@ -76,6 +78,13 @@ $(VENV)/.chromium: $(VENV)/bin/python
 	@command -v chromium >/dev/null || \
 		{ [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -y --no-install-recommends chromium; } || \
 		{ echo "make: Chromium is needed for the tests of the pages: sudo apt-get install chromium"; exit 1; }
+	@touch $@
+
+QEMU := qemu-system-x86 qemu-utils debootstrap cpio e2fsprogs
+$(VENV)/.qemu: $(VENV)/bin/python
+	@dpkg -s $(QEMU) >/dev/null 2>&1 || \
+		{ [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -y --no-install-recommends $(QEMU); } || \
+		{ echo "make: the virtual machine needs: sudo apt-get install $(QEMU)"; exit 1; }
 	@touch $@
 
 # After a change of dependencies in pyproject.toml; `make lock UPGRADE=--upgrade` for newer versions of all.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -61,25 +60,7 @@ def _install(folder: Path, base: debian.Base, brought: parcel.Parcel) -> None:
         )
 
 
-TOOLS = {
-    "qemu-system-x86_64": "qemu-system-x86",
-    "qemu-img": "qemu-utils",
-    "debootstrap": "debootstrap",
-    "cpio": "cpio",
-    "mke2fs": "e2fsprogs",
-}
-"""Programs of the host, and their Debian packages."""
-
-
-def missing_tools() -> list[str]:
-    """Debian packages that this host still needs."""
-    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
-    return sorted({package for tool, package in TOOLS.items() if shutil.which(tool, path=path) is None})
-
-
 if __name__ == "__main__":
-    if lacking := missing_tools():
-        sys.exit(f"hardware: this is needed: sudo apt-get install {' '.join(lacking)}")
     if os.geteuid() != 0:
         sys.exit("hardware: debootstrap needs root: sudo make test-hardware")
     sys.stdout.write(f"{disk()}\n")
