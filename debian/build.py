@@ -38,6 +38,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "dist", metavar="DIR", help="default: dist")
     parser.add_argument("--level", type=int, choices=range(10), default=6, help="of the compression")
     options = parser.parse_args()
+    # Beside this Python, or in the path.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     for tool, remedy in NEEDED.items():
         if shutil.which(tool) is None:
             sys.exit(f"build.py: {tool} is needed: {remedy}")
