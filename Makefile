@@ -36,9 +36,11 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The pictures in docs/, of real pages in a real browser. Look at them.
-screenshots: $(VENV)/.dev $(VENV)/.chromium
+# The pictures in docs/: real pages in a real browser, and the dashboards of a real run, which takes minutes. Look at
+# them.
+screenshots: $(VENV)/.dev $(VENV)/.chromium $(VENV)/.prometheus
 	$(BIN)/python -m tests.screenshots docs/images
+	$(BIN)/python -m tests.monitoring.pictures docs/images
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench

@@ -58,7 +58,10 @@ class Refused(Exception):
 class Authority:
     """A certificate authority, made for a test."""
 
-    def __init__(self, folder: Path, name: str = "test authority") -> None:
+    def __init__(
+        self, folder: Path, name: str = "test authority", lasts: timedelta = timedelta(days=1)
+    ) -> None:
+        """``lasts``: how long its own certificate is good, and those that it makes if not said otherwise."""
         self._folder = folder
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -80,10 +83,11 @@ class Authority:
                 True,
             ),
         ]
-        own = self._sign(self._name, self._key, extensions, timedelta(days=1))
+        self._lasts = lasts
+        own = self._sign(self._name, self._key, extensions, lasts)
         self.file = self._write("authority", own.public_bytes(serialization.Encoding.PEM))
 
-    def certificate(self, name: str, lasts: timedelta = timedelta(days=1)) -> tuple[Path, Path]:
+    def certificate(self, name: str, lasts: timedelta | None = None) -> tuple[Path, Path]:
         """Files with a certificate for a host, and its key. ``lasts`` may be negative."""
         key = ec.generate_private_key(ec.SECP256R1())
         try:
@@ -95,7 +99,7 @@ class Authority:
             (x509.BasicConstraints(ca=False, path_length=None), True),
             (x509.SubjectAlternativeName([host]), False),
         ]
-        made = self._sign(subject, key, extensions, lasts)
+        made = self._sign(subject, key, extensions, self._lasts if lasts is None else lasts)
         self._made += 1
         return (
             self._write(f"{self._made}-certificate", made.public_bytes(serialization.Encoding.PEM)),

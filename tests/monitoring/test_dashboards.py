@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import yaml
 from grafana_foundation_sdk.cog import plugins
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
@@ -301,6 +302,20 @@ def test_a_dashboard_is_laid_out(path: Path) -> None:
         assert panel["fieldConfig"]["defaults"]["thresholds"]["steps"]
         assert panel["type"] == "table" or panel["fieldConfig"]["defaults"]["unit"]
     assert [v["name"] for v in dashboard["templating"]["list"]] == ["datasource", "instance"]
+
+
+def test_grafana_finds_them() -> None:
+    """The provisioning files name a Prometheus that is asked as often as prometheus.yml scrapes, and the
+    folder that docs/monitoring.md puts the dashboards into."""
+    folder = MONITORING / "grafana/provisioning"
+    [source] = yaml.safe_load((folder / "datasources/prometheus.yml").read_text())["datasources"]
+    scraped = yaml.safe_load((MONITORING / "prometheus.yml").read_text())["global"]["scrape_interval"]
+    assert (source["type"], source["jsonData"]["timeInterval"]) == ("prometheus", scraped)
+    [provider] = yaml.safe_load((folder / "dashboards/gateway.yml").read_text())["providers"]
+    page = (ROOT / "docs/monitoring.md").read_text()
+    assert f"install -d -m 755 {provider['options']['path']}\n" in page
+    for path in dashboards.FILES:
+        assert f"{path.relative_to(ROOT)} " in page
 
 
 def test_every_metric_is_looked_at() -> None:
