@@ -28,6 +28,12 @@ REPORT_SIZE = 9
 HIDIOCGFEATURE = 0xC0004807 | REPORT_SIZE << 16
 """linux/hidraw.h: HIDIOCGFEATURE(9)."""
 READ_TRIES = 3
+_REFUSALS = {
+    errno.EPIPE: "the board refused the command",
+    errno.ETIMEDOUT: "the board did not answer the command",
+    errno.ENODEV: "the board was unplugged",
+}
+"""What a write fails with: a stall, the kernel's time for a control request, a port that is empty now."""
 _TRY_AGAIN = (errno.EPROTO, errno.EILSEQ, errno.EIO, errno.EPIPE, errno.ETIMEDOUT)
 
 
@@ -140,7 +146,10 @@ class UsbLink:
             raise OSError("the board is not open")
         if self.channels and channel > self.channels:
             raise NoAnswer(f"there is no channel {channel}, the board has {self.channels}")
-        written = os.write(self._fd, command(channel, on))
+        try:
+            written = os.write(self._fd, command(channel, on))
+        except OSError as fault:
+            raise OSError(_REFUSALS.get(fault.errno or 0, str(fault))) from fault
         if written != REPORT_SIZE:
             raise OSError(f"the board took {written} of {REPORT_SIZE} bytes")
         return monotonic_us()

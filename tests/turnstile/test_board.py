@@ -264,6 +264,17 @@ async def test_a_channel_that_the_board_does_not_have_is_told():
     theirs.close()
 
 
+def test_a_board_that_refuses_is_said_in_words():
+    """A write that fails with EPIPE, as a stalled command does, names the board's refusal and no number."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    link = UsbLink(None, None, lambda: writes)
+    link.open()
+    with pytest.raises(OSError, match="^the board refused the command$"):
+        link.send(1, True)
+    link.close()
+
+
 def test_reading_the_state_of_something_else_fails_at_once():
     """ENOTTY is no board; it is not the failure that is tried again."""
     with open("/dev/null", "rb+") as null, pytest.raises(OSError, match="Inappropriate ioctl"):
