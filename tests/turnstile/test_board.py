@@ -270,7 +270,7 @@ def test_a_board_that_refuses_is_said_in_words():
     os.close(reads)
     link = UsbLink(None, None, lambda: writes)
     link.open()
-    with pytest.raises(OSError, match="^the board refused the command$"):
+    with pytest.raises(OSError, match="the board refused the command"):
         link.send(1, True)
     link.close()
 
