@@ -95,7 +95,7 @@ def _kernel(folder: Path, root: Path, builder: Path) -> str:
     version = version or inside("ls /usr/src | sed -n 's/^linux-headers-\\(.*-amd64\\)$/\\1/p'").strip()
     wanted = "drivers/gpio/gpio-sim.c drivers/gpio/gpiolib.h kernel/irq/irq_sim.c"
     inside(
-        f"""cd /tmp
+        f"""mkdir /build; cd /build
         apt-get download -q linux-image-{version} linux-source-6.1
         dpkg -x linux-image-*.deb kernel
         dpkg-deb --fsys-tarfile linux-source-*.deb | tar x ./usr/src/linux-source-6.1.tar.xz
@@ -104,7 +104,7 @@ def _kernel(folder: Path, root: Path, builder: Path) -> str:
         cp {wanted} sim"""
     )
     # The kernel does not export irq_to_desc; what is behind it can be reached through what it does export.
-    source = builder / "tmp/sim/irq_sim.c"
+    source = builder / "build/sim/irq_sim.c"
     text = source.read_text()
     changed = text.replace("irq_to_desc(irqnum)", "irq_data_to_desc(irq_get_irq_data(irqnum))")
     if changed == text:
@@ -112,9 +112,9 @@ def _kernel(folder: Path, root: Path, builder: Path) -> str:
             "hardware: irq_sim.c of this kernel is not the one that tests/hardware/debian.py knows"
         )
     source.write_text(changed)
-    (builder / "tmp/sim/Makefile").write_text("obj-m := gpiosim.o\ngpiosim-y := gpio-sim.o irq_sim.o\n")
-    inside(f"make -C /usr/src/linux-headers-{version} M=/tmp/sim modules CC=gcc-12")
-    kernel = builder / "tmp/kernel"
+    (builder / "build/sim/Makefile").write_text("obj-m := gpiosim.o\ngpiosim-y := gpio-sim.o irq_sim.o\n")
+    inside(f"make -C /usr/src/linux-headers-{version} M=/build/sim modules CC=gcc-12")
+    kernel = builder / "build/kernel"
     shutil.copy(kernel / "boot" / f"vmlinuz-{version}", folder / "vmlinuz")
     target = root / "lib/modules" / version
     for module in (kernel / "lib/modules" / version).rglob("*"):
@@ -123,7 +123,7 @@ def _kernel(folder: Path, root: Path, builder: Path) -> str:
             (target / relative).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(module, target / relative)
     (target / "extra").mkdir()
-    shutil.copy(builder / "tmp/sim/gpiosim.ko", target / "extra")
+    shutil.copy(builder / "build/sim/gpiosim.ko", target / "extra")
     run("chroot", root, "depmod", version)
     return version
 
