@@ -82,13 +82,13 @@ def listen(
                 return None
             for fd in [fd for fd in ready if fd in listeners]:
                 learned = _read(listeners, fd, terminal)
+                by_hand = _by_hand(listeners.get(fd))
+                if by_hand == "ctrl-c":
+                    raise KeyboardInterrupt
                 if learned is not None:
                     return listeners[fd].place, learned
-                if (made := listeners.get(fd)) is not None and made.keyboard is not None:
-                    if made.keyboard.by_hand == "ctrl-c":
-                        raise KeyboardInterrupt
-                    if made.keyboard.by_hand:
-                        return None
+                if by_hand:
+                    return None
             for made in [made for made in listeners.values() if made.over()]:
                 learned = from_serial(made.data, made.baudrate)
                 if learned is not None:
@@ -97,6 +97,11 @@ def listen(
                 until = time.monotonic() + patience
     terminal.say("Nothing was scanned.")
     return None
+
+
+def _by_hand(made: Listener | None) -> str:
+    """What somebody pressed on that keyboard: it may be the technician's own."""
+    return made.keyboard.by_hand if made is not None and made.keyboard is not None else ""
 
 
 def _close(listeners: dict[int, Listener]) -> None:
