@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import select
 import signal
 import sqlite3
 import sys
+import time
 import tomllib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
@@ -28,7 +30,7 @@ from gateway.setup.clicking import click
 from gateway.setup.compose import compose
 from gateway.setup.dialogue import Click, Known, Plan, Say, ScanFor, Scanner, Yes, dialogue
 from gateway.setup.finding import find, shown
-from gateway.setup.scanning import listen
+from gateway.setup.scanning import PATIENCE, listen
 from gateway.setup.setupcode import TEXT
 from gateway.setup.writing import cannot_write, make_data_dir, write
 from gateway.units import Units
@@ -82,6 +84,7 @@ class _Session:
         self._written: Path | None = None
         self._stopped: list[str] = []
         """The units to start again."""
+        self._joined = False
         self._whole = True
         """Everything that was to be done was done."""
 
@@ -115,8 +118,10 @@ class _Session:
             self._asker.finish()
             self._write(config, text)
             self._enrol(plan, config)
-            self._test_scan(config)
-            self._start()
+            tested = self._test_scan(config)
+            started = self._start()
+        if started and not tested:
+            self._test_at_the_gate(config)
         return self._summary(config)
 
     # --- before the first question --------------------------------------------------------------------
@@ -210,26 +215,26 @@ class _Session:
         self._written = self._path
         self._say(f"Written: {self._path}" + (f"; the one before is {kept}" if kept else ""))
 
-    def _test_scan(self, config: Config) -> None:
-        """While the devices are still ours: judged, and opened for only after a yes."""
+    def _test_scan(self, config: Config) -> bool:
+        """While the devices are still ours: judged, opened for only after a yes. Whether that was asked."""
         if not isinstance(self._asker, Terminal) or not _has_cards(config):
-            return
+            return False
         readers = [reader for reader in config.readers if reader.driver != "stdin"]
         if not readers or not self._asker.ask(Yes("test", "Test a card now (nothing opens)", True)):
-            return
+            return True
         scanners = [Scanner(r.driver, r.device, r.name, r.device) for r in readers]
         self._say("Scan a card at any of the scanners.")
         known = [{"baudrate": reader.baudrate} for reader in readers]
         found = listen(scanners, self._asker, self._options.open_device, settings=known)
         if found is None:
-            return
+            return True
         reader, code = readers[found[0]], found[1].code
         try:
             with as_owner(config.gateway.data_dir):
                 said = check_alone(config, {"code": code.decode(errors="replace"), "point": reader.point})
         except (DataDirError, CodeKeyError, sqlite3.Error, control.CallError) as error:
             self._say(f"It cannot be judged: {error}")
-            return
+            return True
         detail = f", {said['detail']}" if isinstance(said["detail"], str) else ""
         self._say(f"{reader.point}: {said['verdict']}{detail}; the visitor is told: {said['message']}")
         lane = next(p.point.lane for p in config.points if p.point.name == reader.point)
@@ -239,6 +244,48 @@ class _Session:
         ):
             fault = click(relay)
             self._say(f"It does not click: {fault}." if fault else "click …")
+        return True
+
+    def _test_at_the_gate(self, config: Config) -> None:
+        """Where the cards came only now, with the central: the gate has the scanners and opens for them."""
+        if not isinstance(self._asker, Terminal) or not self._joined:
+            return
+        path = config.gateway.admin_socket or config.gateway.data_dir / "admin.sock"
+        try:
+            with as_owner(config.gateway.data_dir), closing(control.Client(path)) as gate:
+                self._say("Waiting for the cards. (Enter: go on without them)")
+                if self._wait(lambda: gate.call("status")["snapshot"]) is None:
+                    self._say("They have not come yet; gateway doctor says when something is in the way.")
+                    return
+                if not self._asker.ask(
+                    Yes(
+                        "test",
+                        "Test a card at the gate now. If it is good, its lane opens: is nobody standing in "
+                        "one, and shall it",
+                        False,
+                    )
+                ):
+                    return
+                since = gate.call("status")["ledger"]["last_seq"]
+                self._say("Scan a card. (Enter: go on without a scan)")
+                event = self._wait(lambda: _scan_since(gate, since))
+        except (control.NoGate, control.CallError, OSError) as error:
+            self._say(f"The gate cannot be asked: {error}")
+            return
+        if event is None:
+            self._say("Nothing was scanned.")
+        else:
+            detail = f", {event['detail']}" if isinstance(event.get("detail"), str) else ""
+            self._say(f"{event['point']}: {event['verdict']}{detail}")
+
+    def _wait(self, find: Callable[[], Any]) -> Any:
+        """What is found within two minutes; None if it is not, or if Enter was pressed."""
+        assert isinstance(self._asker, Terminal)
+        until = time.monotonic() + PATIENCE
+        while (found := find()) is None and time.monotonic() < until:
+            if select.select([self._asker.fd], [], [], 0.3)[0] and self._asker.take() is not None:
+                return None
+        return found
 
     def _enrol(self, plan: Plan, config: Config) -> None:
         if not plan.central or not plan.code:
@@ -249,9 +296,10 @@ class _Session:
             self._whole = False
             self._say(f"Not joined: {error}")
         else:
+            self._joined = True
             self._say(f"Joined: {said['gateway']} to {said['url']}")
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
         units = self._options.units
         installed = units.installed()
         if not installed:
@@ -265,6 +313,8 @@ class _Session:
         else:
             self._stopped = []
             self._say(f"Started, now and at each boot: {', '.join(installed)}")
+            return True
+        return False
 
     def _summary(self, config: Config) -> int:
         told = [
@@ -296,6 +346,11 @@ def _gate_runs(before: dict[str, Any]) -> bool:
             return True
     except (control.NoGate, OSError):
         return False
+
+
+def _scan_since(gate: control.Client, since: int) -> dict[str, Any] | None:
+    events = gate.call("events", since=since)["events"]
+    return next((event for event in events if event["kind"] == "scan"), None)
 
 
 def _has_cards(config: Config) -> bool:
