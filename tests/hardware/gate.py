@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from tests.hardware.guest import Fault, Guest
+from tests.hardware.guest import SLOW, Fault, Guest
 
 CARDS = """\
 {"kind":"venue","timezone":"Europe/Berlin","day_starts":"04:00","language":"de"}
@@ -44,7 +44,7 @@ class Gate:
 
     def ask(self, call: str, **args: Any) -> Any:
         """A call of the admin socket: `status`, `events`, …"""
-        return self.guest.call("control.ask", call=call, **args)
+        return self.guest.call("control.ask", call=call, patience=20 * SLOW, **args)
 
     def up(self) -> bool:
         return bool(self.guest.call("control.up"))

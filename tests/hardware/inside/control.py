@@ -5,10 +5,10 @@ import socket
 from typing import Any
 
 
-def ask(call: str, path: str = "/var/lib/gateway/admin.sock", timeout: float = 20, **args: Any) -> Any:
+def ask(call: str, path: str = "/var/lib/gateway/admin.sock", patience: float = 20, **args: Any) -> Any:
     """The result of one call. Raises what the gate answered instead, or OSError where none listens."""
     with socket.socket(socket.AF_UNIX) as gate:
-        gate.settimeout(timeout)
+        gate.settimeout(patience)
         gate.connect(path)
         lines = gate.makefile("rw")
         lines.readline()
