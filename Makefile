@@ -7,7 +7,7 @@ TOOLS := $(VENV)/tools/bin
 LOCK := $(TOOLS)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-hardware test-package deb check screenshots bench explore soak format lock audit licences sbom clean
+.PHONY: run test test-hardware test-hardware-nightly test-package deb check screenshots bench explore soak format lock audit licences sbom clean
 
 run: $(VENV)/.run
 	$(BIN)/gateway demo
@@ -29,6 +29,13 @@ deb: $(VENV)/.run $(VENV)/.tools sbom
 
 test-package: $(VENV)/.dev $(VENV)/.tools
 	PATH="$(abspath $(TOOLS)):$$PATH" $(BIN)/python -m pytest tests/package
+
+# Its power cuts at length: 300 of a whole computer, and 20 random states of the disk's cache before each flush. Hours.
+# GATEWAY_HARDWARE_SEED=n: other moments.
+test-hardware-nightly: $(VENV)/.dev
+	$(BIN)/python -m tests.hardware.install
+	GATEWAY_HARDWARE_CUTS=300 GATEWAY_HARDWARE_SUBSETS=20 $(BIN)/python -m pytest -n 2 --dist loadfile \
+		--timeout 36000 tests/hardware/test_power.py tests/hardware/test_power_too.py tests/hardware/test_writes.py
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -117,7 +117,8 @@ class Guest:
             self._alive(until_then)
             time.sleep(0.02)
         seen = len(self.news)
-        threading.Thread(target=self._listen, args=(self._port,), daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, args=(self._port,), daemon=True)
+        self._listener.start()
         while not any(n.get("stream") == "agent" for n in self.news[seen:]):
             self._alive(until_then)
             with self._arrived:
@@ -187,6 +188,7 @@ class Guest:
             self._process = None
             self._log.close()
         if self._port is not None:
+            self._listener.join(10)  # what it said before the cut is heard to its end
             self._port.close()
             self._port = None
 

@@ -17,6 +17,8 @@ import wire
 CONFIG = Path("/sys/kernel/config/gpio-sim")
 TRACE = Path("/sys/kernel/tracing")
 _SET = re.compile(r"\s(\d+\.\d+): gpio_value: (\d+) set +(\d)")
+pulses: dict[tuple[str, int], int] = {}
+"""How often each line of each chip was set to 1."""
 _bases: dict[int, tuple[str, int]] = {}
 """First global number of a chip: its label, how many lines it has."""
 
@@ -111,6 +113,8 @@ def _hear() -> None:
             number = int(found[2])
             for base, (label, lines) in _bases.items():
                 if base <= number < base + lines:
+                    at = (label, number - base)
+                    pulses[at] = pulses.get(at, 0) + int(found[3])
                     wire.say(
                         {
                             "stream": "gpio",

@@ -1,0 +1,28 @@
+"""Power cuts at random moments under load, on a disk with cache=writeback (see ``mains.CACHES``).
+
+One half of GATEWAY_HARDWARE_CUTS (30); the other half is in another module, so that two run side by side.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from tests.hardware.guest import Guest
+from tests.hardware.mains import CUTS, Mains
+
+
+def test_after_each_power_cut_the_gate_admits_by_itself_and_every_pulse_is_on_record(
+    computers: Callable[..., Guest], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With cache=writeback, at moments that GATEWAY_HARDWARE_SEED draws."""
+
+    def say(text: str) -> None:
+        with capsys.disabled():
+            sys.stdout.write(f"\n{text}")
+            sys.stdout.flush()
+
+    mains = Mains(computers, "writeback", 1, say)
+    mains.cuts(CUTS - CUTS // 2)
