@@ -23,19 +23,19 @@ test-hardware: $(VENV)/.dev $(VENV)/.qemu
 	$(BIN)/python -m tests.hardware.install
 	$(BIN)/python -m pytest $(ONLY) -n 2 --dist loadfile --timeout 1800
 
+# Its power cuts at length: 300 of a whole computer, and 20 random states of the disk's cache before each flush. Hours.
+# GATEWAY_HARDWARE_SEED=n: other moments.
+test-hardware-nightly: $(VENV)/.dev $(VENV)/.qemu
+	$(BIN)/python -m tests.hardware.install
+	GATEWAY_HARDWARE_CUTS=300 GATEWAY_HARDWARE_SUBSETS=20 $(BIN)/python -m pytest -n 2 --dist loadfile \
+		--timeout 36000 tests/hardware/test_power.py tests/hardware/test_power_too.py tests/hardware/test_writes.py
+
 # The Debian package for PCs and for the Raspberry Pi, in dist/, with its bill of materials. Needs debhelper.
 deb: $(VENV)/.run $(VENV)/.tools sbom
 	@PATH="$(abspath $(TOOLS)):$$PATH" $(BIN)/python debian/build.py $(DEB)
 
 test-package: $(VENV)/.dev $(VENV)/.tools
 	PATH="$(abspath $(TOOLS)):$$PATH" $(BIN)/python -m pytest tests/package
-
-# Its power cuts at length: 300 of a whole computer, and 20 random states of the disk's cache before each flush. Hours.
-# GATEWAY_HARDWARE_SEED=n: other moments.
-test-hardware-nightly: $(VENV)/.dev
-	$(BIN)/python -m tests.hardware.install
-	GATEWAY_HARDWARE_CUTS=300 GATEWAY_HARDWARE_SUBSETS=20 $(BIN)/python -m pytest -n 2 --dist loadfile \
-		--timeout 36000 tests/hardware/test_power.py tests/hardware/test_power_too.py tests/hardware/test_writes.py
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -56,6 +56,19 @@ def gate(guest: Guest) -> Gate:
     return Gate(guest)
 
 
+@pytest.fixture
+def say(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Lines for the end of the run, whether the test passes or not: what was tried, and its seed."""
+    return lambda text: record_property("said", text)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for report in (r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, [])):
+        said = [str(value) for key, value in report.user_properties if key == "said"]
+        if said and report.when == "call":
+            terminalreporter.write_line("\n".join([report.nodeid, *(f"    {line}" for line in said)]))
+
+
 _GUESTS: pytest.StashKey[list[Guest]] = pytest.StashKey()
 
 

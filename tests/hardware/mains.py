@@ -179,5 +179,5 @@ class Mains:
         assert self.pulses > count, "hardly anybody went in"
         self.say(
             f"{count} cuts under load and {starting} while the gate started: {self.pulses} pulses,"
-            f" {entries} entries, {self.late} pulses past the commit deadline\n"
+            f" {entries} entries, {self.late} pulses past the commit deadline"
         )

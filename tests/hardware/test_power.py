@@ -5,24 +5,15 @@ One half of GATEWAY_HARDWARE_CUTS (30); the other half is in another module, so 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-
-import pytest
 
 from tests.hardware.guest import Guest
 from tests.hardware.mains import CUTS, Mains
 
 
 def test_after_each_power_cut_the_gate_admits_by_itself_and_every_pulse_is_on_record(
-    computers: Callable[..., Guest], capsys: pytest.CaptureFixture[str]
+    computers: Callable[..., Guest], say: Callable[[str], None]
 ) -> None:
     """With cache=writeback, at moments that GATEWAY_HARDWARE_SEED draws."""
-
-    def say(text: str) -> None:
-        with capsys.disabled():
-            sys.stdout.write(f"\n{text}")
-            sys.stdout.flush()
-
     mains = Mains(computers, "writeback", 1, say)
     mains.cuts(CUTS - CUTS // 2)

@@ -11,7 +11,6 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,7 +162,7 @@ class Disk:
 
 
 def test_after_a_cut_at_any_write_the_stores_open_and_every_pulse_is_on_record(
-    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    log: Path, tmp_path: Path, say: Callable[[str], None]
 ) -> None:
     """The file system, ledger and snapshot at each flush, each FUA, and with parts of the cache between."""
     disk, dice = Disk(tmp_path / "after"), random.Random(SEED)
@@ -185,12 +184,10 @@ def test_after_a_cut_at_any_write_the_stores_open_and_every_pulse_is_on_record(
             disk.prefixes += 1
             disk.check(disk.content, f"after flush {number + 1}")
     opened = sum(mark.startswith("pulse") for mark in disk.marks)
-    with capsys.disabled():
-        sys.stdout.write(
-            f"\npower cuts replayed from the log of {number} flushes: {disk.prefixes} prefixes and"
-            f" {disk.subsets} with a random part of the cache; {opened} pulses;"
-            f" GATEWAY_HARDWARE_SEED={SEED}\n"
-        )
+    say(
+        f"power cuts replayed from the log of {number} flushes: {disk.prefixes} prefixes and"
+        f" {disk.subsets} with a random part of the cache; {opened} pulses; GATEWAY_HARDWARE_SEED={SEED}"
+    )
     assert opened == len(VISITORS)
     assert disk.marks[-1] == "end"
     assert len(disk.recorded) > len(VISITORS) // 2, "nearly all of it was looked at in the same state"
