@@ -28,6 +28,7 @@ _DRIVERS: Final = {
 _CLASSES: Final = {"02": ("serial port (CDC ACM)", "cdc_acm"), "03": ("HID device", "usbhid")}
 """USB interface classes of scanners and boards, with the kernel's driver."""
 _RESTARTS: Final = 3
+_SHARED: Final = ("hidraw", "gpiochip")
 
 
 # --- who the gate is ----------------------------------------------------------------------------------
@@ -129,7 +130,10 @@ def device(
         return Finding(about, "fault", f"{name} is not there", "plug it in; gateway devices lists what is")
     if not user.may(path) or not os.access(path, os.R_OK | os.W_OK):
         return Finding(about, "fault", *_no_right(path, user, root))
-    others = holders(path, root)
+    # Input devices, hidraw nodes and GPIO chips are open in other programs also where all is well: a desktop,
+    # fwupd. Only where the gate cannot have one does it matter who has it.
+    shared = path.resolve().is_relative_to(root / "dev/input") or path.resolve().name.startswith(_SHARED)
+    others = holders(path, root) if not shared or is_open is False else []
     if is_open:
         others = [other for other in others if not other[1].startswith(("gateway", "python"))]
     if others:

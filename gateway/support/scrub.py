@@ -7,12 +7,11 @@ one bundle and kept nowhere: one can see that two lines are about the same card,
 
 from __future__ import annotations
 
-import ast
 import builtins
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -54,23 +53,15 @@ _MANAGER: Final = _set(
 
 @cache
 def vocabulary() -> frozenset[str]:
-    """The words of the program's own texts and names; those of the demo's visitors are none of them."""
+    """The words of the program's own source; those of the demo's visitors are none of them."""
     words: set[str] = set(_MANAGER)
     words.update(name for name in dir(builtins) if name[0].isupper())
     root = Path(__file__).parents[1]
     for path in sorted(root.rglob("*.py")):
         if path.relative_to(root).parts[0] not in ("demo", "central"):
-            words.update(_words(path))
+            words.update(_TOKEN.findall(path.read_text(encoding="utf-8")))
     # What has digits is an example of a code or an address, or a constant; nobody misses it.
     return frozenset(word for word in words if not any(char.isdigit() for char in word))
-
-
-def _words(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield from _TOKEN.findall(node.value)
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            yield node.name
 
 
 class Scrub:

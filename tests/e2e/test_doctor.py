@@ -26,6 +26,8 @@ from tests.e2e.joined import join
 from tests.e2e.rig import Json, Site, ndjson, until
 from tests.e2e.test_failures import Disk
 
+pytestmark = pytest.mark.timeout(180)
+
 HOUR = 3600 * 1_000_000
 
 
@@ -93,6 +95,18 @@ def test_a_device_that_another_program_has(site: Callable[..., Site], name: str,
         says(found, "relay of lane north", "fault", f"{name} (process {pid})", remedy)
         says(found, "reader in", "ok")
     says(ask(here), "relay of lane north", "ok")
+
+
+def test_a_device_that_others_may_have(tmp_path: Path) -> None:
+    """A desktop has every keyboard open, and that is no fault; it is one where the gate cannot have it."""
+    device = tmp_path / "dev/input/event0"
+    device.parent.mkdir(parents=True)
+    device.touch()
+    (tmp_path / "proc").symlink_to("/proc")
+    me = doctor_machine.account(tmp_path)
+    with squatter(tmp_path, "Xorg", device) as pid:
+        assert doctor_machine.device("x", str(device), me, tmp_path).state == "ok"
+        told(doctor_machine.device("x", str(device), me, tmp_path, is_open=False), f"Xorg (process {pid})")
 
 
 def test_rights_of_the_gates_user(tmp_path: Path) -> None:

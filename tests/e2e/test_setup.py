@@ -17,6 +17,8 @@ from gateway.configload import load
 from gateway.setup.setupcode import TEXT
 from tests.e2e.rig import ROOT, Board, Fork, Json, Scanner, Site, Zygote, card, ndjson, product, until, venue
 
+pytestmark = pytest.mark.timeout(180)
+
 CODE = TEXT.encode()
 
 

@@ -15,6 +15,8 @@ from gateway.configload import load
 from tests.e2e.rig import ROOT, Board, Scanner, Zygote, card, product, until, venue
 from tests.e2e.system import System
 
+pytestmark = pytest.mark.timeout(180)
+
 # A service manager that starts the gate and the sync, and is asked for nothing else.
 _SYSTEMCTL = """#!/bin/sh
 case "$1" in
@@ -63,7 +65,7 @@ class Technician:
     def expect(self, text: str) -> str:
         """Wait until this is said; what stands before it."""
         assert self.process.stderr is not None
-        deadline = time.monotonic() + 50
+        deadline = time.monotonic() + 120
         while text not in self.said:
             data = os.read(self.process.stderr.fileno(), 4096)
             assert data, f"{text!r} in {self.said}"
@@ -156,7 +158,7 @@ def test_from_nothing_to_the_first_member(system: System, technician: Technician
     technician.expect("north-in: granted")
     until(lambda: technician.board.pulses() == 2)
     technician.expect("gateway doctor has")
-    assert technician.process.wait(50) == 0
+    assert technician.process.wait(120) == 0
     assert technician.process.stderr is not None
     rest = technician.said + technician.process.stderr.read().decode()
     assert load(technician.config).central is not None
@@ -187,5 +189,5 @@ def test_a_code_that_is_wrong(system: System, technician: Technician) -> None:
         technician.type(line)
     told = technician.expect("enrol-code north")
     assert "not joined yet" in told
-    assert technician.process.wait(50) == 1
+    assert technician.process.wait(120) == 1
     assert load(technician.config).readers[0].driver == "stdin"

@@ -17,6 +17,8 @@ from gateway.support.scrub import GONE, Scrub, vocabulary
 from tests.e2e.rig import ROOT, Json, Site, Zygote, card, product, until, venue
 from tests.e2e.system import Gateway, System
 
+pytestmark = pytest.mark.timeout(180)
+
 CODES = ("8K2MPX4T7Q", "4006381333931", "KARL-OTTO-77", "żółw-9X")
 NAMES = ("Annabella", "Grzegorzewska", "annabella@example.org", "+49 171 5550199")
 IDS = ("CARD-0815-A", "HOLD-0815-A", "ENT-0815-A")
@@ -91,7 +93,7 @@ def make(here: Site, *, path: Path | None, output: str = "bundle.tar.gz") -> tup
         },
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -14,6 +14,8 @@ import pytest
 
 from gateway.units import Units
 
+pytestmark = pytest.mark.timeout(180)
+
 ROOT = Path(__file__).parents[2]
 _SYSTEMCTL = """#!/bin/sh
 echo "$@" >> "{folder}/asked"
@@ -65,15 +67,15 @@ def run(
         process.stdin.write(typed.encode())
         process.stdin.flush()
         if interrupt is None:
-            _, err = process.communicate(timeout=50)
+            _, err = process.communicate(timeout=120)
             return process.returncode, err.decode()
-        said, until = b"", time.monotonic() + 50
+        said, until = b"", time.monotonic() + 120
         while b"Name of this gateway" not in said:
             assert time.monotonic() < until, said
             said += os.read(process.stderr.fileno(), 4096)
         process.send_signal(interrupt)
         said += process.stderr.read()
-        return process.wait(50), said.decode()
+        return process.wait(120), said.decode()
 
 
 def asked(folder: Path) -> list[str]:
