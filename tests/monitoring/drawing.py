@@ -227,7 +227,8 @@ def _timeseries(panel: Json, answers: list[list[Json]], w: float, h: float, span
 
 def _times(px: Any, y: float, span: tuple[float, float]) -> str:
     start, end = span
-    every = next(e for e in (30, 60, 120, 300, 900, 3600) if (end - start) / e <= 8)
+    room = (px(end) - px(start)) / 72
+    every = next(e for e in (30, 60, 120, 300, 900, 3600) if (end - start) / e <= room)
     at, out = (int(start) // every + 1) * every, []
     while at < end:
         out.append(
@@ -286,10 +287,12 @@ def _table(panel: Json, answers: list[list[Json]], w: float, now: float) -> str:
         o["matcher"]["options"]: {p["id"]: p["value"] for p in o["properties"]}
         for o in panel["fieldConfig"]["overrides"]
     }
-    each, out = w / max(1, len(columns)), []
+    wide = [1.5 if column == columns[0] and len(answers) == 1 else 1.0 for column in columns]
+    starts = [w * sum(wide[:n]) / sum(wide) + 10 for n in range(len(wide))]
+    out = []
     for n, column in enumerate(columns):
         name = renamed.get(column, column)
-        out.append(text(n * each + 10, 16, name, "#6e9fff", 12, 'font-weight="600"'))
+        out.append(text(starts[n], 16, name, "#6e9fff", 12, 'font-weight="600"'))
         own = fields.get(name, {})
         field = {**panel["fieldConfig"]["defaults"], **own}
         for line, key in enumerate(sorted(rows)):
@@ -302,7 +305,7 @@ def _table(panel: Json, answers: list[list[Json]], w: float, now: float) -> str:
                 colour = colour if "thresholds" in own else "#ccccdc"
             else:
                 said, colour = str(value or ""), "#ccccdc" if "links" not in own else "#6e9fff"
-            out.append(text(n * each + 10, y, said, colour, 13))
+            out.append(text(starts[n], y, said, colour, 13))
     return "".join(out)
 
 

@@ -23,7 +23,7 @@ from tests.e2e.system import Authority, Gateway, System
 from tests.monitoring import dashboards, drawing
 from tests.monitoring.prometheus import Prometheus, running
 
-LENGTH = 360
+LENGTH = 300
 """Seconds of visitors."""
 STEPS = 150
 PEOPLE = 400
@@ -121,7 +121,7 @@ def watched(work: Path) -> dict[str, tuple[Json, Any, tuple[float, float], str]]
         for each in gates:
             until(each.cards, f"{each.name} has cards", 60)
         addresses = {each.name: str(each.site.sections["web"]["listen"]) for each in gates}
-        with running(work, addresses) as server:
+        with running(work, addresses, "3s") as server:
             began = time.time()
             live(system, gates)
             span = began, time.time()
