@@ -16,7 +16,7 @@ from tests.hardware.guest import SLOW, Guest
 
 CACHES = {
     "writeback": "the guest has a disk with a volatile cache; of what it did not flush, what lay in clusters"
-    " of the image that were new is lost with QEMU, for their place was only in QEMU's memory",
+    " of the image that were new may be lost with QEMU, which has their place in memory until a flush",
     "directsync": "the guest has a disk without a cache; each write is on the host's disk when it is done",
 }
 CUTS = int(os.environ.get("GATEWAY_HARDWARE_CUTS", "30"))
