@@ -191,3 +191,18 @@ def test_after_a_cut_at_any_write_the_stores_open_and_every_pulse_is_on_record(
     assert opened == len(VISITORS)
     assert disk.marks[-1] == "end"
     assert len(disk.recorded) > len(VISITORS) // 2, "nearly all of it was looked at in the same state"
+
+
+def test_a_flush_that_the_disk_only_pretended_would_be_noticed(log: Path, tmp_path: Path) -> None:
+    """Without what was flushed between the last two pulses the entry of the last one is missing."""
+    disk, forgets = Disk(tmp_path / "after"), False
+    for group in flushes(entries(log)):
+        for write in group.sure:
+            forgets = forgets or write.mark == f"pulse-{len(VISITORS) - 1}"
+            disk.apply(write)
+        if f"pulse-{len(VISITORS)}" in disk.marks:
+            break
+        for write in group.cached if not forgets else []:
+            disk.apply(write)
+    with pytest.raises(AssertionError, match=f"{len(VISITORS)} pulses, {len(VISITORS) - 1} entries"):
+        disk.check(disk.content, "after a disk that forgets")
