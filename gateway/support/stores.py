@@ -21,7 +21,7 @@ from gateway.trust import load as load_trust
 
 _KNOWN = re.compile(
     r"snapshot-\d{8,}\.mdb(-lock|\.part)?|ledger(-broken-\d{8}T\d{6}Z(-\d{1,3})?)?\.db(-wal|-shm)?|code\.key|central\.json|"
-    r"commands\.json|gate\.lock|\.build\.lock|(admin|sync)\.sock|token|machine|snapshot\.(part|note)|sync"
+    r"commands\.json|operators\.json|gate\.lock|\.build\.lock|(admin|sync)\.sock|token|machine|snapshot\.(part|note)|sync"
 )
 
 

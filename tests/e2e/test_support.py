@@ -164,8 +164,9 @@ def test_what_is_planted_is_not_in_it(system: System, site: Callable[..., Site])
     assert here.gate is not None
     journal = plant(here.folder, here) + here.gate.errors().splitlines()
     assert IDS[0] in here.gate.errors()
+    operator = here.run("operator", "add", NAMES[0]).json[0]["token"]
     bare = codekey.CodeKey(key)
-    secrets = [one_time, token, key.hex(), base64.b64encode(key).decode(), *pinned["keys"].values()]
+    secrets = [one_time, token, operator, key.hex(), base64.b64encode(key).decode(), *pinned["keys"].values()]
     secrets += [bare.code(code.encode()).hex() for code in CODES]
 
     for running in (True, False):
