@@ -36,6 +36,9 @@ _LAG = 1 << 20
 """Bytes of verdicts that a watcher may leave unread before it loses some."""
 _SHARE = 9
 """A role's step of d seconds is followed by this many d for everybody else."""
+_MOST_PAUSE = 1.0
+"""Seconds at most: no step takes long, so one that did was in a process that stood still, and nobody would be
+answered for nine times as long."""
 FD_SECONDS = 5.0
 """In which a descriptor that was asked for must come."""
 
@@ -286,7 +289,7 @@ class _Client(asyncio.Protocol):
             return
         self._work()
         took = perf_counter() - now
-        self._socket.free_at = now + took * (1 + _SHARE)
+        self._socket.free_at = now + took + min(took * _SHARE, _MOST_PAUSE)
         self._schedule()
 
     def _work(self) -> None:
