@@ -28,6 +28,7 @@ NAMES = (
     "news",
     "upload",
     "idle",
+    "display",
 )
 
 

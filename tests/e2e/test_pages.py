@@ -186,7 +186,8 @@ def test_a_display_follows_its_lane(pages: Pages, listen: Callable[..., Listener
 def test_a_display_survives_the_gate(pages: Pages, listen: Callable[..., Listener]) -> None:
     """Killed, it is out of service; stopped in its tracks, too; each time it comes back by itself. A display
     that is opened meanwhile says it in every language, and one that is opened during a verdict shows that."""
-    shown = listen("/display/north/events")
+    # The lane in memory: a board's port that is opened anew stays busy on a pty.
+    shown = listen("/display/south/events")
     assert shown.until(kinds) == ["idle"]
     pages.site.kill()
     shown.until(lambda events: kinds(events)[-1] == "out")
@@ -197,15 +198,15 @@ def test_a_display_survives_the_gate(pages: Pages, listen: Callable[..., Listene
     shown.until(lambda events: kinds(events)[-1] == "out")
     pages.site.gate.signal(signal.SIGCONT)
     shown.until(lambda events: kinds(events)[-1] == "idle")
-    pages.scan("in", "FAM-sv")
+    pages.scan("south", "FAM-sv")
     shown.until(lambda events: kinds(events)[-1] == "welcome")
-    late = listen("/display/north/events")
+    late = listen("/display/south/events")
     assert late.until(lambda events: events[1:])[0]["text"] == "Välkommen."
     assert 0 < late.events()[1]["for_ms"] < shown.events()[-1]["for_ms"]
     pages.site.kill()
     pages.sync.kill()
     pages.start_sync()
-    alone = listen("/display/north/events")
+    alone = listen("/display/south/events")
     assert alone.until(kinds) == ["out"]
     assert [text["language"] for text in alone.events()[0]["texts"]] == list(NAMES)
 

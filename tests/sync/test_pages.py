@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -187,6 +188,25 @@ def test_a_display_that_does_not_read_is_cut_off(tmp_path: Path) -> None:
             assert b'"welcome"' in await good.readuntil(b"}\n\n")
             slow_writer.close()
             good_writer.close()
+
+    asyncio.run(run())
+
+
+def test_a_gate_that_stood_still_answers_again(tmp_path: Path) -> None:
+    """A step in which the process stood still is not held against its clients: they wait a second, and not
+    nine times as long as it stood."""
+
+    async def run() -> None:
+        gate = Socket("sync", {"stand": lambda _: time.sleep(3)}, {}, print)
+        await gate.listen(tmp_path / "sync.sock")
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "sync.sock")
+        writer.write(b'{"call":"stand"}\n{"call":"watch"}\n')
+        async with asyncio.timeout(15):
+            while b"watching" not in await reader.readline():
+                pass
+        writer.close()
+        gate.close()
+        await asyncio.sleep(0.02)
 
     asyncio.run(run())
 
