@@ -141,7 +141,9 @@ def _entries(out: str, scrub: Scrub) -> Iterator[dict[str, Any]]:
         if isinstance(message, list):  # bytes that are no UTF-8, as numbers
             message = "(not text)"
         at, unit = str(entry.get("__REALTIME_TIMESTAMP", "")), entry.get("_SYSTEMD_UNIT") or entry.get("UNIT")
-        said = scrub.log_line(message) if isinstance(message, str) else {}
+        said = scrub.journal_entry(entry)
+        if not said and isinstance(message, str):
+            said = scrub.log_line(message)
         kept = {"at_us": int(at)} if re.fullmatch(r"\d{16}", at) else {}
         yield {**kept, "unit": unit if unit in UNITS else None, **said}
 

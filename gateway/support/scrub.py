@@ -8,10 +8,11 @@ one bundle and kept nowhere: one can see that two lines are about the same card,
 from __future__ import annotations
 
 import builtins
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -108,6 +109,15 @@ class Scrub:
         if not isinstance(line, dict):
             return {"text": self.words(text)}
         return self._fields(line)
+
+    def journal_entry(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """An entry of the journal with the fields that ``log.Journal`` gives it, without the message that
+        says them again; {} where it is no such entry."""
+        told = {name[8:].lower(): value for name, value in entry.items() if name.startswith("GATEWAY_")}
+        for name in told.keys() & _COUNTED:
+            with contextlib.suppress(ValueError, TypeError):
+                told[name] = json.loads(told[name])
+        return self._fields(told)
 
     def _fields(self, line: dict[str, Any]) -> dict[str, Any]:
         kept: dict[str, Any] = {}

@@ -282,3 +282,21 @@ def test_what_is_left_of_a_text() -> None:
     assert scrub.sweep("a hunter2secret b") == f"a {GONE} b"
     assert scrub.pseudonym(None) is None
     assert not [word for word in vocabulary() if any(char.isdigit() for char in word)]
+
+
+def test_an_entry_of_the_journal_goes_by_its_fields() -> None:
+    """What the log gives the journal is kept as far as the same line in JSON would be; the message that
+    says it all again is not looked at."""
+    scrub = Scrub(["north-in"], [], b"k" * 32)
+    entry = {"MESSAGE": "scan point=north-in credential=C77", "_PID": "12", "GATEWAY_EVENT": "scan"}
+    entry |= {"GATEWAY_POINT": "north-in", "GATEWAY_CREDENTIAL": "C77", "GATEWAY_NOT_LOGGED": "3"}
+    kept = scrub.journal_entry({**entry, "GATEWAY_WHOSE": "Grzegorz"})
+    assert {key: kept[key] for key in ("event", "point", "not_logged")} == {
+        "event": "scan",
+        "point": "north-in",
+        "not_logged": 3,
+    }
+    assert kept["credential"] == scrub.pseudonym("C77")
+    assert kept["fields_left_out"] == 1
+    assert "Grzegorz" not in str(kept)
+    assert scrub.journal_entry({"MESSAGE": "Started", "_PID": "1"}) == {}
