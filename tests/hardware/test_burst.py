@@ -43,8 +43,8 @@ device = "{device}"
 
 
 @pytest.fixture(scope="module")
-def busy(guest: Guest, gate: Gate) -> Gate:
-    """A gate with three serial scanners and a wedge, beside programs that compute and write to the disk."""
+def four(guest: Guest, gate: Gate) -> Gate:
+    """A gate with three serial scanners and a wedge."""
     guest.call("lines.make")
     config = CONFIG
     for socket, name in enumerate(SERIAL):
@@ -61,7 +61,6 @@ def busy(guest: Guest, gate: Gate) -> Gate:
     gate.cards(CODES)
     gate.start()
     guest.until(lambda: all(gate.reader_up(name) for name in (*SERIAL, WEDGE)), "all readers are up", 60)
-    guest.call("load.busy", programs=4)
     guest.call("load.silence", seconds=2.5)
     return gate
 
@@ -70,39 +69,41 @@ def credentials(scans: list[dict[str, Any]], reader: str) -> list[str]:
     return [scan["credential"] for scan in scans if scan["reader"] == reader]
 
 
-def test_no_code_of_a_burst_on_four_scanners_is_lost(busy: Gate) -> None:
-    """What the scanners typed is what the ledger has: every code, once, each scanner's in its order."""
-    guest, since, news = busy.guest, busy.last(), len(busy.guest.news)
+def test_no_code_of_a_burst_on_four_scanners_is_lost(four: Gate) -> None:
+    """What the scanners typed is what the ledger has: every code, once, each scanner's in its order, while
+    programs compute and write to the disk."""
+    guest, since, news = four.guest, four.last(), len(four.guest.news)
     scanners: list[list[Any]] = [
         ["serialscanner", name, CODES[n * EACH : (n + 1) * EACH]] for n, name in enumerate(SERIAL)
     ]
     # The kernel keeps 15 keys of a wedge for the gate: a code, if there is some time before the next.
     scanners.append(["keyboard", WEDGE, CODES[3 * EACH : 4 * EACH]])
+    guest.call("load.busy")
     guest.call("load.begin", scanners=scanners, rest={WEDGE: 0.5})
     guest.call("load.end", timeout=300)
-    scans = busy.scans(since, 4 * EACH, timeout=120)
+    guest.call("load.calm")
+    scans = four.scans(since, 4 * EACH, timeout=120)
     typed = guest.told("typed", news)
     assert len(typed) == 4 * EACH
     for name in (*SERIAL, WEDGE):
         read = [f"C{CODES.index(code['code'])}" for code in typed if code["scanner"] == name]
         assert credentials(scans, name) == read, name
     assert len(scans) == 4 * EACH
-    assert [busy.metric(f'gateway_reader_dropped_total{{reader="{n}"}}') for n in (*SERIAL, WEDGE)] == [0] * 4
+    assert [four.metric(f'gateway_reader_dropped_total{{reader="{n}"}}') for n in (*SERIAL, WEDGE)] == [0] * 4
 
 
-def test_a_code_that_overflows_the_kernels_buffer_is_dropped_and_the_next_one_is_right(busy: Gate) -> None:
+def test_a_code_that_overflows_the_kernels_buffer_is_dropped_and_the_next_one_is_right(four: Gate) -> None:
     """The gate stands still (SIGSTOP) while a wedge types 84 keys: SYN_DROPPED. One scan is counted as
     dropped, none is made up of what was left, and the codes before and after are read."""
-    guest, since = busy.guest, busy.last()
+    guest, since = four.guest, four.last()
     dropped = f'gateway_reader_dropped_total{{reader="{WEDGE}"}}'
-    before = busy.metric(dropped)
+    before = four.metric(dropped)
     guest.call("load.type", kind="keyboard", name=WEDGE, code=BEFORE)
-    busy.scans(since, 1)
+    four.scans(since, 1)
     guest.call("load.overflow", kind="keyboard", name=WEDGE, code=OVERFLOW)
-    guest.until(lambda: busy.metric(dropped) > before, "the scan is counted as dropped", 30)
+    guest.until(lambda: four.metric(dropped) > before, "the scan is counted as dropped", 30)
     guest.call("load.silence", seconds=2.5)
     guest.call("load.type", kind="keyboard", name=WEDGE, code=AFTER)
-    scans = busy.scans(since, 2)
+    scans = four.scans(since, 2)
     assert credentials(scans, WEDGE) == [f"C{CODES.index(code)}" for code in (BEFORE, AFTER)]
-    assert busy.metric(dropped) == before + 1
-    guest.call("load.calm")
+    assert four.metric(dropped) == before + 1
