@@ -31,8 +31,9 @@ READ_BYTES: Final = 4096
 TORN_LINE: Final = 1.0
 """Seconds of silence after which a serial code without its suffix is torn: packets of one code come within
 milliseconds, but somebody may type at a terminal for a test."""
-TORN_REPORT: Final = 0.1
-"""The same for HID POS, whose reports come 1 to 32 ms apart (the longest interval of a full-speed device)."""
+TORN_REPORT: Final = 0.5
+"""The same for HID POS, whose reports come up to 128 ms apart (the longest interval at which Linux asks a
+full-speed device). What still came of a code that was torn too early would be judged as a code of its own."""
 RETRY_FIRST: Final = 0.2
 RETRY_LAST: Final = 5.0
 """Seconds between attempts to open, doubling from the first to the last; a path that is not there is looked

@@ -409,6 +409,26 @@ def test_hidpos_scans() -> None:
     assert desk.ups == [True, False]
 
 
+def test_hidpos_reports_of_one_code_may_come_slowly() -> None:
+    """Reports as far apart as the kernel asks a slow scanner for them, 128 ms, are one code."""
+    wire = Wire(b"")
+
+    async def test(desk: Desk) -> None:
+        reader = desk.reader(ReaderConfig("north", "north-in", "hidpos", "/dev/hidraw0"), wire.open)
+        reader.start()
+        wire.far.send(b"\x02\x38]Q1" + b"A" * 56 + b"\0\0\x01")
+        await asyncio.sleep(0.128)
+        wire.far.send(b"\x02\x04]Q1" + b"8K2M" + bytes(55))
+        await until(lambda: bool(desk.scans))
+        wire.far.close()
+        await until(lambda: not reader.up)
+        reader.close()
+
+    desk = run(test)
+    assert desk.payloads == [b"A" * 56 + b"8K2M"]
+    assert desk.drops == []
+
+
 def keys(*codes: int) -> bytes:
     """Presses of these keys, at the present time of the monotonic clock."""
     now = time.monotonic_ns() // 1000
