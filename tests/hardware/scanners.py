@@ -132,5 +132,6 @@ def read(gate: Gate, scanner: Scanner, code: str, by: str = "") -> dict[str, Any
                 assert len(found) == 1, found
                 assert found[0]["reader"] == (by or scanner.name)
                 return found[0]
+            time.sleep(0.2)
         assert dropped(gate, by or scanner.name) > 0, f"{scanner.name}: neither a scan nor dropped: {code}"
     raise AssertionError(f"{scanner.name}: dropped six times")
