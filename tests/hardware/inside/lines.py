@@ -15,6 +15,7 @@ import gadget
 import wire
 
 CONFIG = Path("/sys/kernel/config/gpio-sim")
+SYSFS = Path("/sys/class/gpio")
 TRACE = Path("/sys/kernel/tracing")
 _SET = re.compile(r"\s(\d+\.\d+): gpio_value: (\d+) set +(\d)")
 pulses: dict[tuple[str, int], int] = {}
@@ -48,18 +49,41 @@ def make(
         hog.mkdir()
         (hog / "name").write_text("fan")
         (hog / "direction").write_text("output-high")
-    (chip / "live").write_text("1")
-    name = (bank / "chip_name").read_text().strip()
-    for base in Path("/sys/class/gpio").glob("gpiochip*"):
-        if (base / "label").read_text().strip() == label:
-            _bases[int((base / "base").read_text())] = (label, lines)
     _listen()
-    return name
+    return alive(label, True)
 
 
-def alive(label: str, on: bool) -> None:
-    """Takes a chip away, or brings it back."""
+def alive(label: str, on: bool) -> str:
+    """Takes a chip away, or brings it back. Gives the name that it has now, which need not be the old one."""
+    bank = CONFIG / label / "bank0"
     (CONFIG / label / "live").write_text("1" if on else "0")
+    for first in [first for first, (chip, _) in _bases.items() if chip == label]:
+        del _bases[first]
+    if not on:
+        return ""
+    for base in SYSFS.glob("gpiochip*"):
+        if (base / "label").read_text().strip() == label:
+            _bases[int((base / "base").read_text())] = (label, int((bank / "num_lines").read_text()))
+    return name(label)
+
+
+def name(label: str = "gate-lines") -> str:
+    """The chip's name now, ``gpiochip0`` for instance."""
+    return (CONFIG / label / "bank0/chip_name").read_text().strip()
+
+
+def take(line: int, label: str = "gate-lines") -> None:
+    """Somebody else holds this line: the old interface in sysfs."""
+    (SYSFS / "export").write_text(str(_number(label, line)))
+
+
+def let_go(line: int, label: str = "gate-lines") -> None:
+    """Nobody holds it any more."""
+    (SYSFS / "unexport").write_text(str(_number(label, line)))
+
+
+def _number(label: str, line: int) -> int:
+    return next(first for first, (chip, _) in _bases.items() if chip == label) + line
 
 
 def _line(label: str, number: int) -> Path:
@@ -73,6 +97,11 @@ def pull(line: int, up: bool, label: str = "gate-lines") -> None:
     (_line(label, line) / "pull").write_text("pull-up" if up else "pull-down")
 
 
+def pulled(line: int, label: str = "gate-lines") -> str:
+    """Where its resistor, or what is wired to it, pulls a line: ``pull-up`` or ``pull-down``."""
+    return (_line(label, line) / "pull").read_text().strip()
+
+
 def value(line: int, label: str = "gate-lines") -> int:
     """The level of a line now."""
     return int((_line(label, line) / "value").read_text())
@@ -83,10 +112,12 @@ def signal(line: int, steps: list[tuple[bool, float]], label: str = "gate-lines"
     path, times = _line(label, line) / "pull", []
     for up, held in steps:
         path.write_text("pull-up" if up else "pull-down")
-        now = time.monotonic_ns()
-        times.append(now // 1000)
-        while time.monotonic_ns() - now < held * 1e6:
-            time.sleep(0.0002)
+        times.append(time.monotonic_ns() // 1000)
+        # In short sleeps: of a stall of the whole guest a single one would see nothing, and a contact that
+        # was closed only while nobody ran was not closed.
+        parts = max(1, round(held))
+        for _ in range(parts):
+            time.sleep(held / parts / 1000)
     return times
 
 
@@ -111,7 +142,7 @@ def _hear() -> None:
             if not (found := _SET.search(text)):
                 continue
             number = int(found[2])
-            for base, (label, lines) in _bases.items():
+            for base, (label, lines) in list(_bases.items()):
                 if base <= number < base + lines:
                     at = (label, number - base)
                     pulses[at] = pulses.get(at, 0) + int(found[3])
