@@ -7,7 +7,7 @@ TOOLS := $(VENV)/tools/bin
 LOCK := $(TOOLS)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-hardware test-hardware-nightly test-package deb check screenshots bench explore soak format lock audit licences sbom clean
+.PHONY: run test test-hardware test-hardware-nightly test-hardware-arm test-package deb check screenshots bench explore soak format lock audit licences sbom clean
 
 run: $(VENV)/.run
 	$(BIN)/gateway demo
@@ -19,22 +19,27 @@ test: check $(VENV)/.chromium $(VENV)/.prometheus
 # Scanners, relay boards and GPIO lines on a real kernel, in a virtual machine; docs/hardware-bench.md. Needs root.
 # ONLY=tests/hardware/test_gpio.py: a part.
 ONLY ?= tests/hardware
-test-hardware: $(VENV)/.dev $(VENV)/.qemu
-	$(BIN)/python -m tests.hardware.install
+test-hardware: $(VENV)/.dev $(VENV)/.tools $(VENV)/.debian $(VENV)/.qemu
+	PATH="$(abspath $(TOOLS)):$$PATH" $(BIN)/python -m tests.hardware.install
 	$(BIN)/python -m pytest $(ONLY) -n 2 --dist loadfile --timeout 1800
 
 # Its power cuts at length: 300 of a whole computer, and 20 random states of the disk's cache before each flush. Hours.
 # GATEWAY_HARDWARE_SEED=n: other moments.
-test-hardware-nightly: $(VENV)/.dev $(VENV)/.qemu
-	$(BIN)/python -m tests.hardware.install
+test-hardware-nightly: $(VENV)/.dev $(VENV)/.tools $(VENV)/.debian $(VENV)/.qemu
+	PATH="$(abspath $(TOOLS)):$$PATH" $(BIN)/python -m tests.hardware.install
 	GATEWAY_HARDWARE_CUTS=300 GATEWAY_HARDWARE_SUBSETS=20 $(BIN)/python -m pytest -n 2 --dist loadfile \
 		--timeout 36000 tests/hardware/test_power.py tests/hardware/test_power_too.py tests/hardware/test_writes.py
 
+# The package on 64-bit Arm, as a Raspberry Pi has it. Slow: each instruction is translated.
+test-hardware-arm: $(VENV)/.dev $(VENV)/.tools $(VENV)/.debian $(VENV)/.arm
+	PATH="$(abspath $(TOOLS)):$$PATH" GATEWAY_HARDWARE_PATIENCE=5 $(BIN)/python -m tests.hardware.arm
+	GATEWAY_HARDWARE_PATIENCE=5 $(BIN)/python -m pytest tests/arm --timeout 3600
+
 # The Debian package for PCs and for the Raspberry Pi, in dist/, with its bill of materials. Needs debhelper.
-deb: $(VENV)/.run $(VENV)/.tools sbom
+deb: $(VENV)/.run $(VENV)/.tools $(VENV)/.debian sbom
 	@PATH="$(abspath $(TOOLS)):$$PATH" $(BIN)/python debian/build.py $(DEB)
 
-test-package: $(VENV)/.dev $(VENV)/.tools
+test-package: $(VENV)/.dev $(VENV)/.tools $(VENV)/.debian
 	PATH="$(abspath $(TOOLS)):$$PATH" $(BIN)/python -m pytest tests/package
 
 check: $(VENV)/.dev
@@ -87,6 +92,20 @@ $(VENV)/.chromium: $(VENV)/bin/python
 	@command -v chromium >/dev/null || \
 		{ [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -y --no-install-recommends chromium; } || \
 		{ echo "make: Chromium is needed for the tests of the pages: sudo apt-get install chromium"; exit 1; }
+	@touch $@
+
+DEBIAN := dpkg-dev debhelper lintian binutils man-db
+$(VENV)/.debian: $(VENV)/bin/python
+	@dpkg -s $(DEBIAN) >/dev/null 2>&1 || \
+		{ [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -y --no-install-recommends $(DEBIAN); } || \
+		{ echo "make: the package needs: sudo apt-get install $(DEBIAN)"; exit 1; }
+	@touch $@
+
+ARM := qemu-system-arm qemu-user-static
+$(VENV)/.arm: $(VENV)/.qemu
+	@dpkg -s $(ARM) >/dev/null 2>&1 || \
+		{ [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -y --no-install-recommends $(ARM); } || \
+		{ echo "make: the Arm machine needs: sudo apt-get install $(ARM)"; exit 1; }
 	@touch $@
 
 QEMU := qemu-system-x86 qemu-utils debootstrap cpio e2fsprogs

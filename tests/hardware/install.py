@@ -19,12 +19,12 @@ from tests.hardware.kept import CHECKOUT, digest, made
 ADDRESS = "URL-OF-THIS-REPOSITORY"
 
 
-def steps() -> list[str]:
+def steps(section: str = "Install") -> list[str]:
     """The shell blocks of the section, in their order."""
     text = (CHECKOUT / "README.md").read_text()
-    section = re.search(r"^## Install\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)
-    assert section is not None, "README.md has no section Install"
-    return re.findall(r"^```sh\n(.*?)^```$", section[1], re.MULTILINE | re.DOTALL)
+    found = re.search(rf"^## {section}\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)
+    assert found is not None, f"README.md has no section {section}"
+    return re.findall(r"^```sh\n(.*?)^```$", found[1], re.MULTILINE | re.DOTALL)
 
 
 def disk() -> Path:
@@ -43,21 +43,25 @@ def disk() -> Path:
 
 def _install(folder: Path, base: debian.Base, brought: parcel.Parcel) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        guest = Guest(Path(scratch), base, base.disk, parcel=brought.folder, cpus=2)
-        try:
-            guest.boot(until="system")
-            script = "\n".join(["set -ex", *steps()]).replace(ADDRESS, "file:///parcel/repository")
-            done = guest.run(script, user="technician", timeout=1200)
-            (folder / "session.txt").write_text(f"{script}\n--- exit {done.code}\n{done.out}\n{done.err}")
-            if done.code != 0:
-                raise SystemExit(f"hardware: README.md, section Install, failed:\n{done.err[-3000:]}")
-            guest.off()
-        finally:
-            guest.cut()
-        subprocess.run(
-            ["qemu-img", "convert", "-O", "raw", Path(scratch) / "disk.qcow2", folder / "disk.ext4"],
-            check=True,
-        )
+        follow(Guest(Path(scratch), base, base.disk, parcel=brought.folder, cpus=2), folder)
+
+
+def follow(guest: Guest, folder: Path, section: str = "Install") -> None:
+    """Does in a new guest what the section says; leaves in ``folder`` what was said, and the disk."""
+    try:
+        guest.boot(until="system")
+        # The package lies where the technician is, as if just downloaded.
+        script = "\n".join(["cp /parcel/packages/*.deb .", "set -ex", *steps(section)])
+        script = script.replace(ADDRESS, "file:///parcel/repository")
+        done = guest.run(script, user="technician", timeout=1200)
+        (folder / "session.txt").write_text(f"{script}\n--- exit {done.code}\n{done.out}\n{done.err}")
+        if done.code != 0:
+            raise SystemExit(f"hardware: README.md, section {section}, failed:\n{done.err[-3000:]}")
+        guest.off()
+    finally:
+        guest.cut()
+    disk = guest.folder / "disk.qcow2"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", disk, folder / "disk.ext4"], check=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What the technician brings: this checkout as a git repository, and the wheels that it asks for.
+"""What the technician brings: the Debian package; and for the way without it this checkout as a git
+repository, and the wheels that it asks for.
 
 The guest has no network. Its pip finds the wheels in a folder instead, through /etc/pip.conf.
 """
@@ -28,11 +29,12 @@ def parcel() -> Parcel:
     """The checkout with its uncommitted changes, and the wheels for it."""
     wheels = _wheels()
     # Of README.md only the section Install matters, and that is in the name of the installed disk.
-    name = digest([f for f in _sources() if f.name != "README.md"], wheels.name)
+    name = digest([f for f in sources() if f.name != "README.md"], wheels.name)
     with made("parcel", name) as (final, folder):
         if folder is not None:
             shutil.copytree(wheels, folder / "wheels")
             _repository(folder / "repository")
+            package(folder / "packages", "amd64")
     return Parcel(final, name)
 
 
@@ -60,7 +62,13 @@ def download(folder: Path, asked: list[str], machine: str) -> None:
     run(sys.executable, "-m", "pip", "download", *options, "-c", pins, "-d", folder, *asked)
 
 
-def _sources() -> list[Path]:
+def package(folder: Path, architecture: str) -> None:
+    """The Debian package of this checkout, hardly compressed."""
+    options = ("--arch", architecture, "--level", "0", "--out", folder)
+    run(sys.executable, CHECKOUT / "debian/build.py", *options)
+
+
+def sources() -> list[Path]:
     """What a user gets: tracked and new files, without tests, benchmarks and the documentation."""
     words = ("ls-files", "-z", "--cached", "--others", "--exclude-standard")
     files = [CHECKOUT / name for name in run("git", "-C", CHECKOUT, *words).split("\0") if name]
@@ -70,7 +78,7 @@ def _sources() -> list[Path]:
 
 def _repository(target: Path) -> None:
     target.mkdir()
-    for file in _sources():
+    for file in sources():
         copy = target / file.relative_to(CHECKOUT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, copy)

@@ -61,10 +61,16 @@ def alive(label: str, on: bool) -> str:
         del _bases[first]
     if not on:
         return ""
+    hear(label, int((bank / "num_lines").read_text()))
+    return name(label)
+
+
+def hear(label: str, lines: int) -> None:
+    """What is written to the lines of this chip is told from now on."""
     for base in SYSFS.glob("gpiochip*"):
         if (base / "label").read_text().strip() == label:
-            _bases[int((base / "base").read_text())] = (label, int((bank / "num_lines").read_text()))
-    return name(label)
+            _bases[int((base / "base").read_text())] = (label, lines)
+    _listen()
 
 
 def name(label: str = "gate-lines") -> str:
