@@ -51,7 +51,7 @@ def test_the_package_from_its_upgrade_to_its_purge(guest: Guest, gate: Gate) -> 
     guest.run("apt-get remove -y entry-scan-gateway", timeout=300).ok()
     guest.run(STORES).ok()
     assert guest.run("systemctl is-active gateway gateway-sync").out.split() == ["inactive", "inactive"]
-    assert guest.run("ls -A /opt /usr/bin/gateway").out.split() == ["/opt:"]
+    assert guest.run("ls -d /opt/gateway /usr/bin/gateway").out == ""
 
     guest.run("apt-get purge -y entry-scan-gateway", timeout=120).ok()
     gone = "/etc/gateway /var/lib/gateway /var/lib/gateway-sync /opt/gateway"
