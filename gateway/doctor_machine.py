@@ -161,7 +161,7 @@ def _no_right(path: Path, user: Account, root: Path) -> tuple[str, str]:
             "udevadm trigger"
         )
     return found, (
-        "add a line for it to /etc/udev/rules.d/60-gateway.rules (lsusb shows its vendor), then: "
+        "add a line for it to /etc/udev/rules.d/61-gateway.rules (lsusb shows its vendor), then: "
         "udevadm control --reload && udevadm trigger"
     )
 
