@@ -81,13 +81,6 @@ def plug_in(gate: Gate, scanners: list[Scanner]) -> None:
     gate.guest.run("udevadm settle -t 150", timeout=160).ok()
 
 
-def own_rule(gate: Gate, vendor: int) -> None:
-    """What README.md has the technician do for a HID POS scanner of a maker without a rule: copy a line."""
-    rules = "/etc/udev/rules.d/60-gateway.rules"
-    line = f"$(sed -n '/hidraw.*0c2e/s/0c2e/{vendor:04x}/p' {rules})"
-    gate.guest.run(f'test -n "{line}" && echo "{line}" >> {rules} && udevadm control --reload').ok()
-
-
 def samples(gate: Gate) -> dict[str, float]:
     """The gate's metrics, by name with labels."""
     lines = [line.rsplit(" ", 1) for line in gate.ask("metrics")["text"].splitlines() if line[0] != "#"]

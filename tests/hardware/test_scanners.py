@@ -8,7 +8,7 @@ import pytest
 
 from tests.hardware.gate import Gate
 from tests.hardware.inside.strokes import typable
-from tests.hardware.scanners import POINT, Scanner, own_rule, plug_in, read, ready
+from tests.hardware.scanners import POINT, Scanner, plug_in, read, ready
 
 RELAY, SENSOR = 1, 2
 PULSE_MS = 700
@@ -67,7 +67,6 @@ class Table:
         """What `gateway devices` said of those that are plugged in."""
         self._scanners: list[Scanner] = []
         gate.guest.call("lines.make")
-        own_rule(gate, NEWLAND)
         gate.configure(LANE + '[[reader]]\nname = "none"\npoint = "north-in"\ndriver = "stdin"\n')
         gate.cards(CARDS)
 
