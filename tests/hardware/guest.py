@@ -90,6 +90,7 @@ class Guest:
             )
         self._process: subprocess.Popen[bytes] | None = None
         self._port: socket.socket | None = None
+        self._listener: threading.Thread | None = None
         self._ids = itertools.count(1)
         self._waiting: dict[int, queue.SimpleQueue[dict[str, Any]]] = {}
         self.news: list[dict[str, Any]] = []
@@ -188,7 +189,9 @@ class Guest:
             self._process = None
             self._log.close()
         if self._port is not None:
-            self._listener.join(10)  # what it said before the cut is heard to its end
+            if self._listener is not None:
+                self._listener.join(10)  # what it said before the cut is heard to its end
+                self._listener = None
             self._port.close()
             self._port = None
 

@@ -155,7 +155,7 @@ def test_the_gate_has_no_network_and_the_sync_no_device(guest: Guest, gate: Gate
         assert (done.code == 0) is may, (user, path, done.err)
     assert guest.run("sudo -u gateway-sync ls /var/lib/gateway").code != 0
     health = 'import urllib.request as r; print(r.urlopen("http://127.0.0.1:9480/metrics").read().decode())'
-    assert "gateway_gate_up 1.0" in guest.run(f"python3 -c '{health}'").ok()
+    guest.until(lambda: "gateway_gate_up 1.0" in guest.run(f"python3 -c '{health}'").out, "the sync's pages")
 
 
 def test_fields_in_the_journal(guest: Guest) -> None:
