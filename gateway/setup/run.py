@@ -254,7 +254,7 @@ class _Session:
         try:
             with as_owner(config.gateway.data_dir), closing(control.Client(path)) as gate:
                 self._say("Waiting for the cards. (Enter: go on without them)")
-                if self._wait(lambda: gate.call("status")["snapshot"]) is None:
+                if self._wait(lambda: _cards_of(gate)) is None:
                     self._say("They have not come yet; gateway doctor says when something is in the way.")
                     return
                 if not self._asker.ask(
@@ -351,6 +351,13 @@ def _gate_runs(before: dict[str, Any]) -> bool:
 def _scan_since(gate: control.Client, since: int) -> dict[str, Any] | None:
     events = gate.call("events", since=since)["events"]
     return next((event for event in events if event["kind"] == "scan"), None)
+
+
+def _cards_of(gate: control.Client) -> int | None:
+    """How many cards the gate judges by; None before there are any. A central's first snapshot may be older
+    than its cards, which come with the changes after it."""
+    snapshot = gate.call("status")["snapshot"]
+    return None if snapshot is None else snapshot["counts"]["credentials"] or None
 
 
 def _has_cards(config: Config) -> bool:

@@ -375,7 +375,7 @@ def test_tls_with_a_pinned_ca_and_a_client_certificate(rigs: Rigs, logged: Calla
 
     more = f'ca_file = "{cert}"\nclient_cert = "{cert}"\nclient_key = "{key}"'
     with syncing(rigs.folder, configure(rigs.folder, rigs.central.url, more)) as sync:
-        wait_for(lambda: rigs.central.held)
+        wait_for(lambda: 'expiry_timestamp_seconds{certificate="central"}' in sync.get("/metrics")[1])
         page = sync.get("/metrics")[1]
         sync.stop()
     ends = x509.load_pem_x509_certificate(cert.read_bytes()).not_valid_after_utc.timestamp()
