@@ -187,7 +187,7 @@ class Calls:
             yield Later(_POLL)
         try:
             snapshot = future.result()
-        except CodeKeyError as error:
+        except (CodeKeyError, SnapshotError) as error:
             raise CallError("no_snapshot", str(error)) from error
         if snapshot is not None:
             d.switch(snapshot)

@@ -27,6 +27,8 @@ from gateway.sync.protocol import ProtocolError, Said
 
 FILE = "central.json"
 COMMANDS_FILE = "commands.json"
+FORMAT = 1
+"""Of both files. Fields that are only added do not make a new one."""
 _OUTSTANDING = 8
 """Questions of a kind that may be open at a time: the courier's, and what a restart of it left behind."""
 _REMEMBERED = 1000
@@ -165,7 +167,8 @@ class Trust:
 
     def save(self) -> tuple[Path, bytes]:
         """Where and what to write so that ``pinned`` is kept."""
-        return self.data_dir / FILE, orjson.dumps(asdict(self.pinned), option=orjson.OPT_INDENT_2)
+        kept = {"format": FORMAT, **asdict(self.pinned)}
+        return self.data_dir / FILE, orjson.dumps(kept, option=orjson.OPT_INDENT_2)
 
     def save_obeyed(self) -> tuple[Path, bytes]:
         return self.data_dir / COMMANDS_FILE, orjson.dumps(self.obeyed)
@@ -174,7 +177,8 @@ class Trust:
 def load(data_dir: Path) -> Trust | None:
     """The pinned central, None where none is.
 
-    Raises TrustError where the file is damaged: a gate that believes nobody goes on with what it has.
+    Raises TrustError where the file is damaged or a newer program's: a gate that believes nobody
+    goes on with what it has.
     """
     path = data_dir / FILE
     try:
@@ -184,6 +188,11 @@ def load(data_dir: Path) -> Trust | None:
     except (OSError, orjson.JSONDecodeError) as error:
         raise TrustError(f"{path} cannot be read ({error}); {_REMEDY}") from error
     try:
+        if (format_ := found.get("format", 1)) > FORMAT:
+            raise TrustError(
+                f"{path} has format {format_}, this program knows {FORMAT}:"
+                f" install the newer version again, or {_REMEDY}"
+            )
         known = {each.name for each in fields(Pinned)}
         pinned = Pinned(**{name: value for name, value in found.items() if name in known})
         _check(pinned)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -151,6 +152,10 @@ def test_what_is_pinned_survives_and_a_damaged_file_is_said(tmp_path: Path) -> N
             trust.load(tmp_path)
     path.write_bytes(b'{"url":"x","gateway":"g","venue":"v","keys":{}}')
     with pytest.raises(TrustError, match="keys"):
+        trust.load(tmp_path)
+    assert json.loads(whole)["format"] == trust.FORMAT
+    path.write_bytes(whole.replace(b'"format": 1', b'"format": 2'))
+    with pytest.raises(TrustError, match="format 2, this program knows 1: install the newer version again"):
         trust.load(tmp_path)
 
 

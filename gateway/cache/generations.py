@@ -35,6 +35,11 @@ class SnapshotError(Exception):
     """A generation cannot be used, or not be written; the message names the file and the remedy."""
 
 
+class SnapshotTooNew(SnapshotError):
+    """A newer program wrote that generation. An older one is no way out: it may know a card that was revoked
+    since."""
+
+
 class BusyError(Exception):
     """Another import is building in this data_dir."""
 

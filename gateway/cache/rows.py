@@ -64,6 +64,10 @@ BLOCKED_DIGEST = hashlib.blake2b().digest_size
 """A key among the blocked of this length may be a digest."""
 
 
+class TooNew(ValueError):
+    """A newer program wrote this; the message says the formats and what to do."""
+
+
 @dataclass(slots=True)
 class Meta:
     """What a generation says about itself."""
@@ -90,9 +94,14 @@ class Meta:
 
 
 def meta_of(row: bytes) -> Meta:
-    """Raises ValueError, TypeError or KeyError where it is no meta row of this format. Fields that only a
-    newer program knows are passed over."""
+    """Raises TooNew where it is one of a newer format, and ValueError, TypeError or KeyError where it is none
+    of this format. Fields that only a newer program knows are passed over."""
     found: dict[str, Any] = unpack(row)
+    if found["format"] > FORMAT:
+        raise TooNew(
+            f"has format {found['format']}, this program knows {FORMAT}: install the newer version again, or"
+            " move the file away and import the cards anew (a gate that has a central fetches them by itself)"
+        )
     if found["format"] != FORMAT:
         raise ValueError(f"format {found['format']} instead of {FORMAT}")
     return Meta(**{field.name: found[field.name] for field in fields(Meta) if field.name in found})

@@ -19,7 +19,7 @@ import orjson
 
 from gateway.cache import changes, codekey, generations, records, rows
 from gateway.cache.changes import Applied
-from gateway.cache.generations import SnapshotError, guard, prune
+from gateway.cache.generations import SnapshotError, SnapshotTooNew, guard, prune
 from gateway.model import (
     NO_MOVEMENTS,
     Area,
@@ -98,6 +98,9 @@ class Snapshot:
             self._blocked = self._tables["blocked"]
             self._meta = self._read_meta()
             counts = self.counts()
+        except rows.TooNew as error:
+            self._env.close()
+            raise SnapshotTooNew(f"{path} {error}") from error
         except (lmdb.Error, ValueError, TypeError, KeyError) as error:
             self._env.close()
             raise SnapshotError(f"{path} is damaged or of another version: {error}") from error
@@ -129,7 +132,8 @@ class Snapshot:
 
         ``above``, ``below``: only those with a higher or lower number; LMDB cannot open one twice, so whoever
         has one open asks for those beside it. ``aside`` hears of every newer one that cannot be used, with
-        the reason; the files stay. Raises CodeKeyError where there are generations and no key.
+        the reason; the files stay. Raises SnapshotTooNew where a newer program wrote one of them, and
+        CodeKeyError where there are generations and no key.
         """
         numbers = generations.numbers(data_dir) if data_dir.is_dir() else []
         numbers = [n for n in numbers if n > above and (below is None or n < below)]
@@ -140,6 +144,8 @@ class Snapshot:
             path = generations.path_of(data_dir, number)
             try:
                 return cls(path, key)
+            except SnapshotTooNew:
+                raise
             except SnapshotError as error:
                 if aside is not None:
                     aside(path, str(error))

@@ -211,6 +211,39 @@ def test_meta_of_other_versions() -> None:
         rows.meta_of(rows.pack(fields))
 
 
+def test_a_generation_of_a_newer_program_is_refused(tmp_path: Path) -> None:
+    """No older one takes its place, which may know a card that was revoked since; the gate does not start,
+    says what to do, and leaves all files as they are."""
+    make(tmp_path, *FEED)
+    newer = make(tmp_path, *FEED)
+    with lmdb.open(str(newer), subdir=False, max_dbs=len(rows.TABLES)) as env:
+        meta = env.open_db(b"meta")
+        with env.begin(write=True, db=meta) as txn:
+            fields = rows.unpack(txn.get(rows.META_KEY))
+            txn.put(rows.META_KEY, rows.pack(fields | {"format": rows.FORMAT + 1}))
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.mdb")}
+    with pytest.raises(SnapshotError, match="install the newer version again"):
+        Snapshot.open(tmp_path)
+    (tmp_path / "gateway.toml").write_text(f"""
+        gateway.id = "north"
+        gateway.data_dir = "{tmp_path}"
+        lane = [{{ name = "north", relay = {{ driver = "memory" }} }}]
+        point = [{{ name = "in", lane = "north", from = "outside", to = "hall" }}]
+        reader = [{{ name = "scanner", point = "in", driver = "stdin" }}]
+    """)
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway", "gate", "--config", tmp_path / "gateway.toml"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert f"{newer} has format 2, this program knows 1: install the newer version again" in done.stderr
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.mdb")} == before
+
+
 def test_what_a_batch_did_to_usage(tmp_path: Path) -> None:
     """New usages are told one by one; one that replaces, annuls or deletes what was there is told as such;
     the same again, or the annulling of one that was never there, is neither."""
@@ -379,26 +412,26 @@ def test_the_guard_knows_other_files(tmp_path: Path) -> None:
 
 
 def test_an_lmdb_file_that_is_no_snapshot(tmp_path: Path) -> None:
-    """A whole LMDB file with other tables, or of another format, is set aside and the one before serves."""
+    """A whole LMDB file with other tables, or of a format that never was, is set aside; one before serves."""
     make(tmp_path, *FEED)
     foreign = lmdb.open(str(generations.path_of(tmp_path, 5)), subdir=False, lock=False, max_dbs=2)
     with foreign.begin(write=True) as txn:
         txn.put(b"a", b"b")
     foreign.close()
-    newer = generations.path_of(tmp_path, 6)
-    shutil.copy(generations.path_of(tmp_path, 1), newer)
-    env = lmdb.open(str(newer), subdir=False, lock=False, max_dbs=16, map_size=1 << 30)
+    other = generations.path_of(tmp_path, 6)
+    shutil.copy(generations.path_of(tmp_path, 1), other)
+    env = lmdb.open(str(other), subdir=False, lock=False, max_dbs=16, map_size=1 << 30)
     with env.begin(write=True) as txn:
         row = txn.get(b"meta", db=env.open_db(b"meta", txn=txn))
         assert row is not None
-        txn.put(b"meta", bytes(row).replace(b"format\x01", b"format\x02"), db=env.open_db(b"meta", txn=txn))
+        txn.put(b"meta", bytes(row).replace(b"format\x01", b"format\x00"), db=env.open_db(b"meta", txn=txn))
     env.close()
     aside: list[tuple[str, str]] = []
     snapshot = Snapshot.open(tmp_path, lambda path, reason: aside.append((path.name, reason)))
     assert snapshot is not None
     assert snapshot.generation == 1
     assert [name for name, _ in aside] == ["snapshot-00000006.mdb", "snapshot-00000005.mdb"]
-    assert "format 2 instead of 1" in aside[0][1]
+    assert "format 0 instead of 1" in aside[0][1]
 
 
 def test_another_code_key_is_noticed(tmp_path: Path) -> None:
