@@ -132,9 +132,13 @@ async def serve(config: Config, pace: Pace | None = None) -> int:
         if config.central is not None:
             loops = await _carriers(config, config.central, connect, counts, pace or Pace(), closing)
         tasks = [loop.create_task(each.run()) for each in loops]
-        tasks.append(loop.create_task(server.serve(pages, config.web.address)))
+        listening = asyncio.Event()
+        tasks.append(loop.create_task(server.serve(pages, config.web.address, tried=listening.set)))
         tasks.append(loop.create_task(_alive()))
         stopping = loop.create_task(stop.wait())
+        opening = loop.create_task(listening.wait())
+        await asyncio.wait((stopping, opening, *tasks), return_when=asyncio.FIRST_COMPLETED)
+        opening.cancel()
         notify("READY=1\nSTATUS=carrying" if loops else "READY=1\nSTATUS=pages only: no central")
         log.logger("sync").info(
             "ready",

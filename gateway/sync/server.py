@@ -159,9 +159,14 @@ async def _headers(_: web.Request, response: web.StreamResponse) -> None:
     response.headers.update(HEADERS)
 
 
-async def serve(pages: Pages, address: tuple[str, int], limits: Limits | None = None) -> None:
+async def serve(
+    pages: Pages,
+    address: tuple[str, int],
+    limits: Limits | None = None,
+    tried: Callable[[], None] = lambda: None,
+) -> None:
     """Until cancelled. An address that cannot be listened at is told, and tried again: the rest of the sync
-    matters more than its pages."""
+    matters more than its pages. ``tried`` is called when it is listened at, or was tried in vain once."""
     app = pages.app()
     app.middlewares.append(_plain)
     app.on_response_prepare.append(_headers)
@@ -171,7 +176,8 @@ async def serve(pages: Pages, address: tuple[str, int], limits: Limits | None = 
     watching = loop.create_task(pages.watch.run())
     listening: asyncio.Server | None = None
     try:
-        listening = await _listen(_Server(limits or Limits()).factory(runner.server, loop), address)
+        listening = await _listen(_Server(limits or Limits()).factory(runner.server, loop), address, tried)
+        tried()
         addresses = [sock.getsockname() for sock in listening.sockets]
         log.logger("web").info("pages", address=[f"{a[0]}:{a[1]}" for a in addresses])
         await watching
@@ -182,7 +188,9 @@ async def serve(pages: Pages, address: tuple[str, int], limits: Limits | None = 
         await runner.cleanup()
 
 
-async def _listen(factory: Callable[[], asyncio.Protocol], address: tuple[str, int]) -> asyncio.Server:
+async def _listen(
+    factory: Callable[[], asyncio.Protocol], address: tuple[str, int], failed: Callable[[], None]
+) -> asyncio.Server:
     loop, told = asyncio.get_running_loop(), False
     while True:
         try:
@@ -196,4 +204,5 @@ async def _listen(factory: Callable[[], asyncio.Protocol], address: tuple[str, i
                     reason=error.strerror,
                     remedy="set [web] listen to an address that is free",
                 )
+                failed()
             await asyncio.sleep(_AGAIN)

@@ -98,7 +98,7 @@ def test_everything_belongs_to_root_and_nothing_is_open(package: Package) -> Non
 
 
 def test_it_has_what_the_lists_say(package: Package) -> None:
-    """Command, units, rules, completion, manual, pages and the folder for the configuration are there."""
+    """Command, units, rules, completion, manual, pages, files for Prometheus, and /etc/gateway are there."""
     there = {
         "/etc/gateway/",
         "/opt/gateway/pyvenv.cfg",
@@ -110,6 +110,11 @@ def test_it_has_what_the_lists_say(package: Package) -> None:
         "/usr/share/zsh/vendor-completions/_gateway",
         *(f"/{folder}/{Path(name).name}" for name, folder in installed().items()),
         *(f"/usr/share/doc/entry-scan-gateway/docs/{page.name}" for page in (ROOT / "docs").glob("*.md")),
+        *(
+            f"/usr/share/doc/entry-scan-gateway/{file.relative_to(ROOT)}"
+            for file in (ROOT / "monitoring").rglob("*")
+            if file.is_file()
+        ),
     }
     assert there <= package.listed.keys()
     outside = {path.split("/")[1] for path in package.listed if path != "/"}

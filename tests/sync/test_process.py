@@ -350,6 +350,23 @@ def certificates(folder: Path) -> tuple[Path, Path]:
     return folder / "cert.pem", folder / "key.pem"
 
 
+def test_ready_is_said_when_the_pages_answer(rigs: Rigs) -> None:
+    """Whoever waits for READY=1 finds the pages there; where the address is taken, it is said too."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = configure(rigs.folder, None)
+        config.write_text(config.read_text().replace("127.0.0.1:0", f"127.0.0.1:{port}"))
+        with syncing(rigs.folder, config) as sync:
+            wait_for(lambda: "READY=1" in sync.notified)
+            wait_for(lambda: "tried again every 10 s" in sync.log)
+            sync.stop()
+    with syncing(rigs.folder, config) as sync:
+        wait_for(lambda: "READY=1" in sync.notified)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as response:
+            assert response.status == 200
+        sync.stop()
+
+
 def test_tls_with_a_pinned_ca_and_a_client_certificate(rigs: Rigs, logged: Callable[[], str]) -> None:
     """Nobody is believed whom the system's CAs do not know; with ca_file that one is, and is shown ours. When
     each certificate ends is a metric."""
