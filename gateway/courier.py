@@ -125,6 +125,7 @@ async def serve(config: Config, pace: Pace | None = None) -> int:
         central=config.central is not None,
         socket=_socket(config),
         lanes=[lane.name for lane in config.lanes],
+        texts=config.messages,
         shuts=config.gateway.on_ledger_failure == "deny",
     )
     async with contextlib.AsyncExitStack() as closing:

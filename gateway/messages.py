@@ -10,11 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from gateway.model import Decision, Text, Verdict
 
 LANGUAGES = ("en", "de", "sv", "nb", "fr")
+
+Kind = Literal["idle", "closed", "free", "out"]
+"""How a lane stands, for a visitor; ``out`` is out of service."""
 
 _WHEN = frozenset({"when"})
 _NONE: frozenset[str] = frozenset()
@@ -48,6 +51,10 @@ MESSAGE_KEYS: Mapping[str, frozenset[str]] = {
     "limit_reached_undated": _NONE,
     "passback": _NONE,
     "area_full": _NONE,
+    "display_idle": _NONE,
+    "display_closed": _NONE,
+    "display_free": _NONE,
+    "display_out": _NONE,
 }
 """The keys that a venue may give its own texts for (``[messages.de]``), each with its placeholders.
 ``_undated`` is said where there is no instant from which it would work."""
@@ -82,6 +89,10 @@ _TEXTS: Mapping[str, Mapping[str, str]] = {
         "limit_reached_undated": "Your entries are used up. Please ask at the desk.",
         "passback": "This card is already inside. Please ask at the desk.",
         "area_full": "It is full inside. Please wait until somebody leaves.",
+        "display_idle": "Hold your card or code to the scanner.",
+        "display_closed": "Please use another lane.",
+        "display_free": "Please go through.",
+        "display_out": "Please use another lane, or ask at the desk.",
     },
     "de": {
         "granted": "Willkommen.",
@@ -112,6 +123,10 @@ _TEXTS: Mapping[str, Mapping[str, str]] = {
         "limit_reached_undated": "Ihre Eintritte sind verbraucht. Bitte an der Kasse melden.",
         "passback": "Mit dieser Karte ist schon jemand drinnen. Bitte an der Kasse melden.",
         "area_full": "Es ist gerade voll. Bitte warten, bis jemand herauskommt.",
+        "display_idle": "Karte oder Code an den Leser halten.",
+        "display_closed": "Bitte einen anderen Durchgang benutzen.",
+        "display_free": "Bitte durchgehen.",
+        "display_out": "Bitte einen anderen Durchgang benutzen oder an der Kasse melden.",
     },
     "sv": {
         "granted": "Välkommen.",
@@ -142,6 +157,10 @@ _TEXTS: Mapping[str, Mapping[str, str]] = {
         "limit_reached_undated": "Dina inträden är förbrukade. Fråga i kassan.",
         "passback": "Kortet är redan inne. Fråga i kassan.",
         "area_full": "Det är fullt just nu. Vänta tills någon går ut.",
+        "display_idle": "Håll kortet eller koden mot läsaren.",
+        "display_closed": "Använd en annan passage.",
+        "display_free": "Gå igenom.",
+        "display_out": "Använd en annan passage eller fråga i kassan.",
     },
     "nb": {
         "granted": "Velkommen.",
@@ -172,6 +191,10 @@ _TEXTS: Mapping[str, Mapping[str, str]] = {
         "limit_reached_undated": "Besøkene dine er brukt opp. Spør i skranken.",
         "passback": "Kortet er allerede inne. Spør i skranken.",
         "area_full": "Det er fullt akkurat nå. Vent til noen går ut.",
+        "display_idle": "Hold kortet eller koden mot leseren.",
+        "display_closed": "Bruk en annen passasje.",
+        "display_free": "Gå gjennom.",
+        "display_out": "Bruk en annen passasje, eller spør i skranken.",
     },
     "fr": {
         "granted": "Bienvenue.",
@@ -202,6 +225,10 @@ _TEXTS: Mapping[str, Mapping[str, str]] = {
         "limit_reached_undated": "Vos entrées sont épuisées. Adressez-vous à l'accueil.",
         "passback": "Cette carte est déjà à l'intérieur. Adressez-vous à l'accueil.",
         "area_full": "C'est complet. Attendez que quelqu'un sorte.",
+        "display_idle": "Présentez votre carte ou votre code au lecteur.",
+        "display_closed": "Prenez un autre passage.",
+        "display_free": "Vous pouvez passer.",
+        "display_out": "Prenez un autre passage ou adressez-vous à l'accueil.",
     },
 }
 
@@ -373,6 +400,13 @@ def message(
     if works_at is not None and "{when}" in text:
         text = text.replace("{when}", when_in_words(language, now, works_at))
     return text.replace("{guest}", str(decision.guest)).replace("{left}", str(decision.left))
+
+
+def standing(kind: Kind, language: str, own: Mapping[str, Mapping[str, str]]) -> str:
+    """What a lane's display says while nobody is there. ``language``: one of LANGUAGES; ``own`` as in
+    ``message``."""
+    key = f"display_{kind}"
+    return own.get(language, {}).get(key, _TEXTS[language][key])
 
 
 def placeholder_fault(key: str, text: str) -> str | None:

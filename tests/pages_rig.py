@@ -46,12 +46,17 @@ def records() -> list[Json]:
     return [*found, *card("lost", "LOST", "family", state="lost")]
 
 
+CLOSED = "Prenez l'escalier."
+"""The venue's own words."""
+
+
 class Pages:
     """The site, its sync, and where the pages are."""
 
     def __init__(self, make: Callable[..., Site]) -> None:
         self.site = make(LANES, POINTS, READERS)
         self.site.sections["web"] = {"listen": "127.0.0.1:0"}
+        self.site.sections["messages"] = {"fr": {"display_closed": CLOSED}}
         self.site.write()
         self.site.imports(records())
         self.site.start()

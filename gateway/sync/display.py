@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from gateway import __version__
-from gateway.messages import LANGUAGES, language_of, spoken
+from gateway.messages import LANGUAGES, Kind, language_of, spoken, standing
 from gateway.sync import words
 from gateway.sync.streams import Stream, Streams, event
 from gateway.sync.watching import Verdict, Watch
@@ -38,9 +38,18 @@ class _Screen:
 class Display:
     """Every screen of every lane."""
 
-    def __init__(self, watch: Watch, streams: Streams, lanes: Sequence[str], *, shuts: bool) -> None:
-        """``shuts``: a lane admits nobody while the ledger cannot be written (``on_ledger_failure``)."""
-        self._watch, self._streams, self._shuts = watch, streams, shuts
+    def __init__(
+        self,
+        watch: Watch,
+        streams: Streams,
+        lanes: Sequence[str],
+        own: Mapping[str, Mapping[str, str]],
+        *,
+        shuts: bool,
+    ) -> None:
+        """``own``: the venue's texts (``[messages.xx]``). ``shuts``: a lane admits nobody while the ledger
+        cannot be written (``on_ledger_failure``)."""
+        self._watch, self._streams, self._own, self._shuts = watch, streams, own, shuts
         self._screens: dict[str, set[_Screen]] = {lane: set() for lane in lanes}
         self._last: dict[str, tuple[float, Verdict]] = {}
         """By lane, until when its last verdict is shown."""
@@ -100,12 +109,18 @@ class Display:
         if not screen.languages and self._language is not None:
             languages = tuple(dict.fromkeys((self._language, "en")))
         kind = lane_kind(status, screen.lane, shuts=self._shuts)
-        said = [(language, *words.standing(kind, language)) for language in languages]
-        texts = [{"language": each, "heading": heading, "text": text} for each, heading, text in said]
+        texts = [
+            {
+                "language": language,
+                "heading": words.heading(kind, language),
+                "text": standing(kind, language, self._own),
+            }
+            for language in languages
+        ]
         return {"kind": kind, "lane": screen.lane, "texts": texts, "version": __version__}
 
 
-def lane_kind(status: Mapping[str, Any] | None, lane: str, *, shuts: bool) -> words.Kind:
+def lane_kind(status: Mapping[str, Any] | None, lane: str, *, shuts: bool) -> Kind:
     """How a lane stands, for a visitor; ``status`` as the gate answers, None: it does not."""
     here = None
     if status is not None:

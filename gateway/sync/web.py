@@ -7,7 +7,7 @@ not come: an old number that looks like a new one is worse than none.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -41,16 +41,17 @@ class Pages:
         central: bool,
         socket: Path,
         lanes: Sequence[str] = (),
+        texts: Mapping[str, Mapping[str, str]] | None = None,
         shuts: bool = False,
     ) -> None:
         """``central``: whether one is configured; ``socket``: the gate's, on which it tells verdicts;
-        ``lanes``: their names; ``shuts``: see ``Display``."""
+        ``lanes``: their names; ``texts``, the venue's own, and ``shuts``: see ``Display``."""
         self._connect = connect
         self._counts = counts
         self._central = central
         self.watch = Watch(socket)
         self._streams = Streams(counts)
-        self._display = Display(self.watch, self._streams, lanes, shuts=shuts)
+        self._display = Display(self.watch, self._streams, lanes, texts or {}, shuts=shuts)
         self._status = Status(self.watch, self._streams, connect, counts, central=central)
         folder = resources.files("gateway.sync") / "static"
         self._files = {each.name: each.read_bytes() for each in folder.iterdir() if _type(each.name)}

@@ -1,45 +1,42 @@
-"""What a display says by itself, in the five languages; what it says of a verdict comes with the verdict.
-
-Pure. Each is a heading, which is read from two metres, and what to do.
-"""
+"""What a display says by itself, in the five languages: headings, which are read from two metres, and that
+guests may follow. Pure. What to do stands in ``messages``, where the venue may have its own words."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
-Kind = Literal["idle", "closed", "free", "out"]
+from gateway.messages import Kind
 
-_STANDING: Mapping[str, Mapping[Kind, tuple[str, str]]] = {
+_HEADINGS: Mapping[str, Mapping[Kind, str]] = {
     "en": {
-        "idle": ("Scan here", "Hold your card or code to the scanner."),
-        "closed": ("Closed", "Please use another lane."),
-        "free": ("Free passage", "Please go through."),
-        "out": ("Out of service", "Please use another lane, or ask at the desk."),
+        "idle": "Scan here",
+        "closed": "Closed",
+        "free": "Free passage",
+        "out": "Out of service",
     },
     "de": {
-        "idle": ("Hier scannen", "Karte oder Code an den Leser halten."),
-        "closed": ("Geschlossen", "Bitte einen anderen Durchgang benutzen."),
-        "free": ("Freier Durchgang", "Bitte durchgehen."),
-        "out": ("Außer Betrieb", "Bitte einen anderen Durchgang benutzen oder an der Kasse melden."),
+        "idle": "Hier scannen",
+        "closed": "Geschlossen",
+        "free": "Freier Durchgang",
+        "out": "Außer Betrieb",
     },
     "sv": {
-        "idle": ("Skanna här", "Håll kortet eller koden mot läsaren."),
-        "closed": ("Stängt", "Använd en annan passage."),
-        "free": ("Fri passage", "Gå igenom."),
-        "out": ("Ur funktion", "Använd en annan passage eller fråga i kassan."),
+        "idle": "Skanna här",
+        "closed": "Stängt",
+        "free": "Fri passage",
+        "out": "Ur funktion",
     },
     "nb": {
-        "idle": ("Skann her", "Hold kortet eller koden mot leseren."),
-        "closed": ("Stengt", "Bruk en annen passasje."),
-        "free": ("Fri passasje", "Gå gjennom."),
-        "out": ("Ute av drift", "Bruk en annen passasje, eller spør i skranken."),
+        "idle": "Skann her",
+        "closed": "Stengt",
+        "free": "Fri passasje",
+        "out": "Ute av drift",
     },
     "fr": {
-        "idle": ("Scannez ici", "Présentez votre carte ou votre code au lecteur."),
-        "closed": ("Fermé", "Prenez un autre passage."),
-        "free": ("Passage libre", "Vous pouvez passer."),
-        "out": ("Hors service", "Prenez un autre passage ou adressez-vous à l'accueil."),
+        "idle": "Scannez ici",
+        "closed": "Fermé",
+        "free": "Passage libre",
+        "out": "Hors service",
     },
 }
 
@@ -67,9 +64,9 @@ _GUEST: Mapping[str, tuple[str, str]] = {
 }
 
 
-def standing(kind: Kind, language: str) -> tuple[str, str]:
-    """Heading and text of a lane that nobody is at. ``language``: one of ``messages.LANGUAGES``."""
-    return _STANDING[language][kind]
+def heading(kind: Kind, language: str) -> str:
+    """Of a lane that nobody is at. ``language``: one of ``messages.LANGUAGES``."""
+    return _HEADINGS[language][kind]
 
 
 def guests(count: int, language: str) -> str:

@@ -18,7 +18,7 @@ import pytest
 from gateway.sync.display import lane_kind
 from gateway.sync.streams import MOST
 from tests.e2e.rig import WAIT, Json, Site, until
-from tests.pages_rig import NAMES, SECRET, Pages
+from tests.pages_rig import CLOSED, NAMES, SECRET, Pages
 
 JSON = {"Content-Type": "application/json"}
 SAFE = {
@@ -156,8 +156,8 @@ def test_a_display_tells_what_a_passer_by_may_see(pages: Pages, listen: Callable
 
 
 def test_a_display_follows_its_lane(pages: Pages, listen: Callable[..., Listener]) -> None:
-    """Closed, free, out of service: as it happens, in the languages that it was asked for, and to who comes
-    later. Nothing is told of another lane; on a free lane no scans are."""
+    """Closed, free, out of service: as it happens, in the languages that it was asked for and the venue's own
+    words, and to who comes later. Nothing is told of another lane; on a free lane no scans are."""
     shown = listen("/display/north/events?languages=nb-NO,xx,fr,nb")
     other = listen("/display/south/events")
     assert other.until(kinds) == ["idle"]
@@ -165,7 +165,8 @@ def test_a_display_follows_its_lane(pages: Pages, listen: Callable[..., Listener
     texts = shown.events()[0]["texts"]
     assert [text["heading"] for text in texts] == ["Skann her", "Scannez ici"]
     pages.site.call("lane", lane="north", state="closed")
-    shown.until(lambda events: kinds(events)[-1] == "closed")
+    closed = shown.until(lambda events: [event for event in events if event["kind"] == "closed"])[0]
+    assert [text["text"] for text in closed["texts"]] == ["Bruk en annen passasje.", CLOSED]
     pages.site.call("lane", lane="north", state="free")
     shown.until(lambda events: kinds(events)[-1] == "free")
     pages.scan("in", "FAM-de")
