@@ -5,7 +5,6 @@ Six scanners, two of each kind of the same make and without a serial number: onl
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
@@ -74,10 +73,11 @@ def _node(gate: Gate, names: dict[str, dict[str, Any]], scanner: Scanner) -> str
 
 def _told(gate: Gate, name: str) -> tuple[int, int]:
     """How often the log said that this reader was unplugged, and that it was ready."""
-    lines = [json.loads(line) for line in gate.journal().splitlines() if line.startswith("{")]
-    mine = [line for line in lines if line.get("reader") == name]
-    downs = [n for n in mine if n["event"] == "reader is down" and ": unplugged" in n["reason"]]
-    return len(downs), len([n for n in mine if n["event"] == "reader is ready"])
+    mine = gate.guest.run(f"journalctl -b -u gateway -o json --no-pager GATEWAY_READER={name}").lines()
+    events = [
+        line["GATEWAY_EVENT"] for line in mine if ": unplugged" in line.get("GATEWAY_REASON", ": unplugged")
+    ]
+    return events.count("reader is down"), events.count("reader is ready")
 
 
 def test_two_of_the_same_make_are_told_apart_by_their_socket(
