@@ -112,19 +112,20 @@ def dropped(gate: Gate, name: str) -> float:
 
 
 def read(gate: Gate, scanner: Scanner, code: str, by: str = "") -> dict[str, Any]:
-    """The scan of a code held before a scanner, as the gate recorded it; ``by``: its reader's name.
+    """The scan of a code held before a scanner, as the gate recorded it; ``typed`` is what the typing gave.
+    ``by``: its reader's name.
 
     What a guest on a busy host is too slow to take is dropped and counted, and then the visitor tries again.
     It is never another code: the one scan that there is must be of this reader."""
     for _ in range(6):
         seq = gate.last()
-        scanner.type(gate, code)
+        typed = scanner.type(gate, code)
         end = time.monotonic() + 5 * SLOW  # longer than the pause after which a torn code is forgotten
         while time.monotonic() < end:
             if found := [e for e in gate.events(seq) if e["kind"] == "scan"]:
                 assert len(found) == 1, found
                 assert found[0]["reader"] == (by or scanner.name)
-                return found[0]
+                return found[0] | {"typed": typed}
             time.sleep(0.2)
         assert dropped(gate, by or scanner.name) > 0, f"{scanner.name}: neither a scan nor dropped: {code}"
     raise AssertionError(f"{scanner.name}: dropped six times")

@@ -41,9 +41,8 @@ plug, unplug = gadget.plug, gadget.unplug
 
 
 def type(name: str, code: str, layout: str = "us", torn: int | None = None) -> dict[str, float]:
-    """It read this, and offers a report each millisecond, Enter at the end. ``dummy_hcd`` counts in ticks of
-    the kernel and takes them more slowly. ``torn``: it is pulled out after so many characters. Gives how many
-    reports went, and in how many ms."""
+    """It read this: a report each millisecond, or as fast as a busy computer takes them; Enter at the end.
+    ``torn``: it is pulled out after so many characters. Gives how many reports went, and in how many ms."""
     keys = [stroke for character in code[:torn] for stroke in strokes(layout)[character]]
     if torn is None:
         keys.append((0, ENTER))
