@@ -24,9 +24,8 @@ CHIP = "9030000.pl061"
 class ArmGuest(Guest):
     """A computer with a Cortex-A72."""
 
-    def _command(self, address: Path) -> list[str]:
-        words = [word.replace("ttyS0", "ttyAMA0") for word in super()._command(address)]
-        return ["qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a72", *words[1:]]
+    MACHINE = ("qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a72")
+    CONSOLE = "ttyAMA0"
 
 
 def base() -> Base:

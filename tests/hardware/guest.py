@@ -51,6 +51,10 @@ class Fault(Exception):
 class Guest:
     """One computer. Its disk is a copy on write of ``disk``, in ``folder``, and outlives power cuts."""
 
+    MACHINE: tuple[str, ...] = ("qemu-system-x86_64",)
+    """The program, and what kind of computer it is to be."""
+    CONSOLE = "ttyS0"
+
     def __init__(
         self,
         folder: Path,
@@ -138,14 +142,14 @@ class Guest:
             "-serial": f"file:{self.console}",
             "-kernel": str(self.base.kernel),
             "-initrd": str(self.base.initrd),
-            "-append": "console=ttyS0 panic=-1 quiet systemd.show_status=0 mitigations=off",
+            "-append": f"console={self.CONSOLE} panic=-1 quiet systemd.show_status=0 mitigations=off",
         }
         # It does not outlive who started it, however that ends.
         words = [
             "setpriv",
             "--pdeathsig",
             "KILL",
-            "qemu-system-x86_64",
+            *self.MACHINE,
             "-no-reboot",
             *(word for pair in options.items() for word in pair),
         ]
@@ -199,7 +203,8 @@ class Guest:
         assert self._process is not None
         if self._process.poll() is not None or time.monotonic() > until:
             self.cut()
-            said = [p.read_text(errors="replace")[-3000:] for p in (self.folder / "qemu.log", self.console)]
+            logs = (self.folder / "qemu.log", self.console)
+            said = [log.read_text(errors="replace")[-3000:] for log in logs if log.exists()]
             raise AssertionError("\n".join(["the guest did not boot", *said]))
 
     # -- asking
