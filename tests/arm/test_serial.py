@@ -68,7 +68,7 @@ def test_a_serial_scanner_opens_the_lane(guest: Guest, gate: Gate) -> None:
     guest.call("serialscanner.plug", name="port", socket=0)
 
     def found() -> list[dict[str, Any]]:
-        return [device for device in gate.devices() if device.get("driver") == "serial"]
+        return [device for device in gate.devices() if "Serial Scanner" in device.get("description", "")]
 
     [device] = guest.until(found, "gateway devices shows the scanner", 120)
     assert device["device"].startswith("/dev/serial/by-id/usb-Newland_Serial_Scanner_SN03")

@@ -103,10 +103,12 @@ def overflow(kind: str, name: str, code: str, unit: str = "gateway") -> None:
 
 
 def busy(programs: int = 2) -> None:
-    """Programs that do nothing but compute, and one that writes to the disk as fast as that takes it."""
+    """Programs that do nothing but compute, and one that writes to the disk as fast as that takes it. Of
+    ordinary priority, though the agent has a high one."""
     write = "while :; do dd if=/dev/zero of=/var/tmp/ballast bs=64k count=16 conv=fdatasync 2>&-; done"
     for program in (write, *["while :; do :; done"] * programs):
         burner = subprocess.Popen(["sh", "-c", program], start_new_session=True)
+        os.setpriority(os.PRIO_PROCESS, burner.pid, 0)
         _burners.append(burner)
 
 
