@@ -76,8 +76,8 @@ def test_no_code_of_a_burst_on_four_scanners_is_lost(four: Gate) -> None:
     scanners: list[list[Any]] = [
         ["serialscanner", name, CODES[n * EACH : (n + 1) * EACH]] for n, name in enumerate(SERIAL)
     ]
-    # No visitor is faster than five codes a second. Of a wedge the kernel keeps 15 keys for the gate, two codes
-    # here: a computer whose instructions are translated gets some more time for it.
+    # No visitor is faster than five codes a second. The kernel keeps 15 keys of a wedge for the gate, not two
+    # codes, and a computer whose instructions are translated needs some time.
     rest = {**dict.fromkeys(SERIAL, 0.2), WEDGE: 0.5}
     scanners.append(["keyboard", WEDGE, CODES[3 * EACH : 4 * EACH]])
     guest.call("load.busy")
