@@ -138,6 +138,7 @@ class Guest:
             "-m": str(self._memory),
             "-rtc": f"base={self.rtc}",
             "-display": "none",
+            "-nic": "none",
             "-monitor": "none",
             "-serial": f"file:{self.console}",
             "-kernel": str(self.base.kernel),
