@@ -11,6 +11,9 @@ SERVICES: Final = ("gateway-sync.service", "gateway.service")
 """In the order in which they are stopped. Their sockets come and go with the gate."""
 UNITS: Final = (*SERVICES, "gateway.socket", "gateway-sync.socket")
 _PATIENCE: Final = 90.0
+_STARTING: Final = 1200.0
+"""Seconds. A gate may take 15 minutes to mend its ledger (TimeoutStartSec), the sync 5; systemd gives up before
+we do, and says why."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -37,13 +40,13 @@ class Units:
         return self._ask("stop", *units) if units else ""
 
     def start(self, units: list[str]) -> str:
-        return self._ask("start", *reversed(units)) if units else ""
+        return self._ask("start", *reversed(units), patience=_STARTING) if units else ""
 
     def enable(self, units: list[str]) -> str:
         """Have them run now, with the present configuration, and after each boot."""
         if not units:
             return ""
-        return self._ask("enable", *units) or self._ask("restart", *reversed(units))
+        return self._ask("enable", *units) or self._ask("restart", *reversed(units), patience=_STARTING)
 
     def show(self, unit: str, *properties: str) -> dict[str, str]:
         """Properties of a unit; empty where they cannot be had."""
@@ -54,10 +57,10 @@ class Units:
         found = (line.partition("=") for line in done.stdout.splitlines())
         return {name: value for name, _, value in found if name in properties}
 
-    def _ask(self, *arguments: str) -> str:
+    def _ask(self, *arguments: str, patience: float = _PATIENCE) -> str:
         """Gives "" when it worked."""
         try:
-            done = self._run(*arguments)
+            done = self._run(*arguments, patience=patience)
         except (OSError, subprocess.TimeoutExpired) as error:
             return f"{self.systemctl} {arguments[0]}: {error}"
         if done.returncode == 0:
@@ -65,12 +68,12 @@ class Units:
         said = done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}"
         return f"{self.systemctl} {' '.join(arguments)}: {said}"
 
-    def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def _run(self, *arguments: str, patience: float = _PATIENCE) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [self.systemctl, *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=_PATIENCE,
+            timeout=patience,
             check=False,
         )

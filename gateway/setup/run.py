@@ -307,7 +307,9 @@ class _Session:
                 "No unit of the gateway is installed here, so nothing was started. Start it as its user: "
                 f"gateway run --config {self._path}"
             )
-        elif fault := units.enable(installed):
+            return False
+        self._say(f"Starting {', '.join(installed)} …")
+        if fault := units.enable(installed):
             self._whole = False
             self._say(f"Not started: {fault}")
         else:
