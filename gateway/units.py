@@ -12,8 +12,8 @@ SERVICES: Final = ("gateway-sync.service", "gateway.service")
 UNITS: Final = (*SERVICES, "gateway.socket", "gateway-sync.socket")
 _PATIENCE: Final = 90.0
 _STARTING: Final = 1200.0
-"""Seconds. A gate may take 15 minutes to mend its ledger (TimeoutStartSec), the sync 5; systemd gives up before
-we do, and says why."""
+"""Seconds. A gate may take 15 minutes to mend its ledger (TimeoutStartSec), the sync 5; systemd gives up
+first, and says why."""
 
 
 @dataclass(slots=True, frozen=True)
