@@ -22,8 +22,8 @@ class Session:
         self._guest = guest
         self._read = 0
         guest.run(
-            "mkfifo /root/keys; exec > /dev/null 2>&1; sleep 3600 > /root/keys &"
-            " (setsid gateway setup < /root/keys > /root/said 2>&1; echo status $? >> /root/said) &"
+            "mkfifo /run/keys; exec > /dev/null 2>&1; sleep 3600 > /run/keys &"
+            " (setsid gateway setup < /run/keys > /run/said 2>&1; echo status $? >> /run/said) &"
         ).ok()
 
     def says(self, text: str, timeout: float = 120) -> str:
@@ -37,10 +37,10 @@ class Session:
         return self._said()[begin:end]
 
     def _said(self) -> str:
-        return self._guest.read("/root/said")
+        return self._guest.read("/run/said")
 
     def answer(self, text: str) -> None:
-        self._guest.run(f"echo '{text}' > /root/keys").ok()
+        self._guest.run(f"echo '{text}' > /run/keys").ok()
 
 
 @pytest.fixture(scope="module")
