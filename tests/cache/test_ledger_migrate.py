@@ -9,8 +9,6 @@ import hashlib
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +20,7 @@ from gateway.cache.ledger_repair import FORMAT
 from gateway.cache.ledger_rows import event_digest, event_row
 from gateway.cache.ledger_store import Store
 from tests.cache.ledger_rig import DAY, Rig, grant
+from tests.cache.starting import refusal
 
 FULL = 200_000
 WRITTEN = Path(__file__).with_name("ledger-format-1.db.gz")
@@ -182,21 +181,6 @@ def test_a_gate_of_an_earlier_version_refuses(earlier: Path, tmp_path: Path) -> 
         conn.execute(f"PRAGMA user_version = {FORMAT + 1}")
     whole = earlier.read_bytes()
     tmp_path.chmod(0o700)
-    (tmp_path / "gateway.toml").write_text(f"""
-        gateway.id = "north"
-        gateway.data_dir = "{tmp_path}"
-        lane = [{{ name = "north", relay = {{ driver = "memory" }} }}]
-        point = [{{ name = "in", lane = "north", from = "outside", to = "hall" }}]
-        reader = [{{ name = "scanner", point = "in", driver = "stdin" }}]
-    """)
-    done = subprocess.run(
-        [sys.executable, "-m", "gateway", "gate", "--config", tmp_path / "gateway.toml"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert f"{earlier} has format {FORMAT + 1}, this program knows {FORMAT}: install the newer" in done.stderr
+    said = refusal(tmp_path)
+    assert f"{earlier} has format {FORMAT + 1}, this program knows {FORMAT}: install the newer" in said
     assert earlier.read_bytes() == whole

@@ -20,6 +20,7 @@ from gateway.cache import codekey, generations, rows
 from gateway.cache.build import build
 from gateway.cache.snapshot import Snapshot, SnapshotError, guard, prune, switch
 from gateway.model import Area, CredentialState, EntitlementState, Event, Holder, Venue
+from tests.cache.starting import refusal
 
 ROOT = Path(__file__).resolve().parents[2]
 AT = "2026-01-01T10:00:0{}Z"
@@ -224,23 +225,8 @@ def test_a_generation_of_a_newer_program_is_refused(tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in tmp_path.glob("*.mdb")}
     with pytest.raises(SnapshotError, match="install the newer version again"):
         Snapshot.open(tmp_path)
-    (tmp_path / "gateway.toml").write_text(f"""
-        gateway.id = "north"
-        gateway.data_dir = "{tmp_path}"
-        lane = [{{ name = "north", relay = {{ driver = "memory" }} }}]
-        point = [{{ name = "in", lane = "north", from = "outside", to = "hall" }}]
-        reader = [{{ name = "scanner", point = "in", driver = "stdin" }}]
-    """)
-    done = subprocess.run(
-        [sys.executable, "-m", "gateway", "gate", "--config", tmp_path / "gateway.toml"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert f"{newer} has format 2, this program knows 1: install the newer version again" in done.stderr
+    said = refusal(tmp_path)
+    assert f"{newer} has format 2, this program knows 1: install the newer version again" in said
     assert {path: path.read_bytes() for path in tmp_path.glob("*.mdb")} == before
 
 

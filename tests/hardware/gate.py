@@ -16,6 +16,13 @@ CARDS = """\
 """A venue whose pass admits always; `Gate.cards` adds a credential for each code."""
 
 
+def card(n: int, code: str) -> str:
+    """Credential Cn with this code, and the pass that it stands for, which admits; two records."""
+    of = {"kind": "entitlement", "id": f"P{n}", "product": "annual"}
+    credential = {"kind": "credential", "id": f"C{n}", "code": code, "entitlements": [f"P{n}"]}
+    return f"{json.dumps(of)}\n{json.dumps(credential)}\n"
+
+
 class Gate:
     """One installed gate."""
 
@@ -28,12 +35,8 @@ class Gate:
 
     def cards(self, codes: list[str]) -> None:
         """Imports a venue in which credentials C0, C1, … carry these codes, each with a pass that admits."""
-        lines = [CARDS]
-        for n, code in enumerate(codes):
-            of = {"kind": "entitlement", "id": f"P{n}", "product": "annual"}
-            card = {"kind": "credential", "id": f"C{n}", "code": code, "entitlements": [f"P{n}"]}
-            lines += [json.dumps(of) + "\n", json.dumps(card) + "\n"]
-        self.guest.run("gateway import -", input="".join(lines), timeout=180).ok()
+        records = CARDS + "".join(card(n, code) for n, code in enumerate(codes))
+        self.guest.run("gateway import -", input=records, timeout=180).ok()
 
     def start(self, timeout: float = 120) -> None:
         """(Re)starts the service; comes back when it has said that it is ready."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 
-from tests.hardware.gate import CARDS, Gate
+from tests.hardware.gate import CARDS, Gate, card
 from tests.hardware.guest import Guest
 
 URL = "http://127.0.0.1:9470"
@@ -44,13 +43,6 @@ point = "north-in"
 driver = "serial"
 device = "/dev/serial/by-id/usb-Newland_Serial_Scanner_SN03-if00"
 """
-
-
-def card(n: int, code: str) -> str:
-    """A pass that admits, and its card."""
-    of = {"kind": "entitlement", "id": f"P{n}", "product": "annual"}
-    credential = {"kind": "credential", "id": f"C{n}", "code": code, "entitlements": [f"P{n}"]}
-    return f"{json.dumps(of)}\n{json.dumps(credential)}\n"
 
 
 @pytest.fixture(scope="module")
