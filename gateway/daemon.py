@@ -29,7 +29,7 @@ from gateway.calls import Calls
 from gateway.clock import TrustedClock
 from gateway.config import Config, InputConfig, LaneConfig
 from gateway.gate import Gate, LaneAt
-from gateway.host import clock_synchronised, lock_data_dir, monotonic, notify, wall
+from gateway.host import clock_synchronised, lock_data_dir, lock_memory, monotonic, notify, wall
 from gateway.metrics import Metrics
 from gateway.model import HOUR, MINUTE, LaneMode, Movement, Per, Scan
 from gateway.news import News
@@ -467,6 +467,7 @@ class Daemon:
         if now - self._pruned_at > 60 * MINUTE:
             self._pruned_at = now
             self.ledger.prune(now, self.config.gateway.retain_days * DAY, self._keep_movements())
+            self._work.submit(lock_memory, self.config.gateway.data_dir)
         if (day := gate.world.calendar.day(now)) != self._watched:
             self._watched = day
             self.ledger.watch(gate.world.presence_since(now))

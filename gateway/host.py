@@ -113,6 +113,33 @@ def notify(state: str) -> None:
         sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
 
 
+_MLOCK_ONFAULT = 1
+_OF_KERNEL = ("[vvar", "[vdso", "[vsyscall", "[uprobes")
+
+
+def lock_memory(apart: Path) -> int:
+    """Keep this process in memory: its code, heap and stacks as far as they are in use, now and later
+    (mlock2(2) with MLOCK_ONFAULT). Where others use memory up, the kernel throws code out or swaps, and the
+    next scan waits for the disk (bench/lock.py). What is mapped from files under ``apart`` is left to the
+    page cache, for the stores may be larger than the memory.
+
+    Returns the bytes of address space that are kept: few or none where RLIMIT_MEMLOCK is not infinite. What
+    is mapped after the call is kept after the next one.
+    """
+    libc = ctypes.CDLL(None)
+    libc.mlock2.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint]
+    kept = 0
+    for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
+        place, *_, path = (*line.split(maxsplit=5), "")[:6]
+        if path.startswith((*_OF_KERNEL, f"{apart}/")):
+            continue
+        start, end = (int(address, 16) for address in place.split("-"))
+        # Refused: the limit, or another thread has unmapped it meanwhile.
+        if libc.mlock2(start, end - start, _MLOCK_ONFAULT) == 0:
+            kept += end - start
+    return kept
+
+
 class _Timex(ctypes.Structure):
     """struct timex of adjtimex(2): only ``modes`` is set (0: ask), the rest is room."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -127,6 +128,19 @@ def test_how_exposed_they_are(guest: Guest) -> None:
     for unit, most in (("gateway", 5), ("gateway-sync", 12)):
         # The threshold of systemd-analyze is in tenths, and it fails above it.
         guest.run(f"systemd-analyze security --threshold={most} {unit}.service").ok()
+
+
+def test_it_stays_in_memory(guest: Guest) -> None:
+    """The interpreter's code and the heap are locked in memory, as the unit allows; no store is."""
+    pid = process(guest)
+    smaps = guest.run(f"cat /proc/{pid}/smaps").ok()
+    mappings = re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", smaps)
+    kept = [part.split("\n")[0] for part in mappings if " lo" in part.rpartition("VmFlags:")[2]]
+    program = guest.run(f"readlink -f /proc/{pid}/exe").ok().strip()
+    assert any(line.endswith(program) for line in kept)
+    assert any(line.endswith("[heap]") for line in kept)
+    assert any(".mdb" in part for part in mappings)
+    assert not any(".mdb" in line for line in kept)
 
 
 def test_the_gate_has_no_network_and_the_sync_no_device(guest: Guest, gate: Gate) -> None:
