@@ -29,6 +29,7 @@ NAMES = (
     "upload",
     "idle",
     "display",
+    "lock",
 )
 
 

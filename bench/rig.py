@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import tty
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,10 +153,12 @@ class Gate:
         deadline: int = 150,
         profile: Path | None = None,
         central: str | None = None,
+        wrap: Sequence[str] = (),
     ) -> None:
         """``boards``: each lane has an LCUS board on a pty, else its relay is in memory. ``keyboard``: a
         keyboard reader there, at the last lane. ``profile``: where cProfile puts what the gate did.
-        ``central``: the address of the one that it is to join."""
+        ``central``: the address of the one that it is to join. ``wrap``: the words of a command that starts
+        the one that follows it."""
         self.data_dir = data_dir
         self.scanners = [Pty() for _ in range(lanes)]
         self.boards = [Pty() for _ in range(lanes)] if boards else []
@@ -178,7 +180,7 @@ class Gate:
             )
         self.config = data_dir / "gateway.toml"
         self.config.write_text(text)
-        command = [sys.executable]
+        command = [*wrap, sys.executable]
         if profile is not None:
             command += ["-m", "cProfile", "-o", str(profile)]
         command += ["-m", "gateway", "gate", "--config", str(self.config)]

@@ -32,6 +32,9 @@ from bench.row import WORK, Row, run_alone
 
 BYTES_A_SECOND = 10_000_000
 WRITES_A_SECOND = 400
+READ_BYTES_A_SECOND = 20_000_000
+READS_A_SECOND = 1500
+"""Of memory cards of application class A1; only where a benchmark asks for slow reads."""
 DISK_BYTES = 3 << 30
 LANES = 16
 CARDS = 20_000
@@ -49,43 +52,48 @@ class CannotThrottle(Exception):
 
 
 @contextlib.contextmanager
-def slow_disk() -> Iterator[tuple[Path, Callable[[], None]]]:
-    """A file system of its own, and what makes its disk slow; gone at the end, whatever happens."""
+def slow_disk(*, reads: bool = False) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A file system of its own, and what makes its disk slow (``reads``: also to read from); gone at the end,
+    whatever happens."""
     if os.geteuid() != 0:
         raise CannotThrottle("needs root, for a loop device and the kernel's block throttle")
-    for tool in ("losetup", "mkfs.ext4", "mount"):
-        if shutil.which(tool) is None:
-            raise CannotThrottle(f"needs {tool}")
+    for name in ("losetup", "mkfs.ext4", "mount"):
+        if shutil.which(name) is None:
+            raise CannotThrottle(f"needs {name}")
     WORK.mkdir(parents=True, exist_ok=True)
     image, mount = WORK / "throttle.img", WORK / "throttle-disk"
     with contextlib.ExitStack() as stack:
         stack.callback(image.unlink, missing_ok=True)
         with image.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, DISK_BYTES)
-        device = _tool("losetup", "--find", "--show", str(image)).strip()
-        stack.callback(_tool, "losetup", "--detach", device)
-        _tool("mkfs.ext4", "-q", "-F", device)
+        device = tool("losetup", "--find", "--show", str(image)).strip()
+        stack.callback(tool, "losetup", "--detach", device)
+        tool("mkfs.ext4", "-q", "-F", device)
         mount.mkdir(exist_ok=True)
-        _tool("mount", device, str(mount))
-        stack.callback(_tool, "umount", str(mount))
+        tool("mount", device, str(mount))
+        stack.callback(tool, "umount", str(mount))
         number = os.stat(device).st_rdev
-        yield mount, _limiter(stack, f"{os.major(number)}:{os.minor(number)}")
+        yield mount, _limiter(stack, f"{os.major(number)}:{os.minor(number)}", reads)
 
 
-def _tool(*command: str) -> str:
+def tool(*command: str) -> str:
+    """What it prints. Raises CannotThrottle with its word on why not."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise CannotThrottle(f"{command[0]}: {done.stderr.strip() or done.returncode}")
     return done.stdout
 
 
-def _limiter(stack: contextlib.ExitStack, device: str) -> Callable[[], None]:
+def _limiter(stack: contextlib.ExitStack, device: str, reads: bool) -> Callable[[], None]:
     """What limits the device, until the stack is closed. This process is put where the limits hold."""
     if (_V1 / "blkio.throttle.write_bps_device").exists():
         files = {
             _V1 / "blkio.throttle.write_bps_device": f"{device} {BYTES_A_SECOND}",
             _V1 / "blkio.throttle.write_iops_device": f"{device} {WRITES_A_SECOND}",
         }
+        if reads:
+            files[_V1 / "blkio.throttle.read_bps_device"] = f"{device} {READ_BYTES_A_SECOND}"
+            files[_V1 / "blkio.throttle.read_iops_device"] = f"{device} {READS_A_SECOND}"
         for file in files:
             stack.callback(file.write_text, f"{device} 0")
     elif (_V2 / "cgroup.controllers").exists() and "io" in (_V2 / "cgroup.controllers").read_text().split():
@@ -99,7 +107,10 @@ def _limiter(stack: contextlib.ExitStack, device: str) -> Callable[[], None]:
             (group / "cgroup.procs").write_text(str(os.getpid()))
         except OSError as error:
             raise CannotThrottle(f"no cgroup can be made: {error}") from error
-        files = {group / "io.max": f"{device} wbps={BYTES_A_SECOND} wiops={WRITES_A_SECOND}"}
+        limits = f"{device} wbps={BYTES_A_SECOND} wiops={WRITES_A_SECOND}"
+        if reads:
+            limits += f" rbps={READ_BYTES_A_SECOND} riops={READS_A_SECOND}"
+        files = {group / "io.max": limits}
     else:
         raise CannotThrottle("the kernel has neither the blkio nor the io controller")
 
