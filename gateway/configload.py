@@ -127,9 +127,12 @@ def load(path: Path, *, replay: bool = False) -> Config:
     source = str(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")  # some editors put a byte order mark in front
+    except FileNotFoundError:
+        fault = Fault("", "is not there; gateway setup writes one, and --config names another")
+        raise ConfigError(source, [fault]) from None
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        remedy = "give the configuration with --config, and see that this user may read it"
+        remedy = "run this with sudo, or see that this user may read it; --config names another"
         raise ConfigError(source, [Fault("", f"cannot be read ({reason}); {remedy}")]) from None
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1

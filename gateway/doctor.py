@@ -6,7 +6,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,13 @@ def doctor(path: Path, *, as_json: bool) -> int:
 
 
 def findings(config: Config, path: Path, units: Units | None = None) -> Iterator[Finding]:
-    """All that can be seen from here, with a running gate or without. ``path``: of the configuration."""
+    """All that can be seen from here, with a running gate or without. ``path``: of the configuration.
+
+    Raises PermissionError where this user may not look into the data_dir: what else it could say would be
+    about the user, not about the gate.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError):
+        os.listdir(config.gateway.data_dir)
     yield Finding("configuration", "ok", f"{len(config.lanes)} lane(s), {len(config.readers)} reader(s)")
     units = units or Units()
     data_dir = config.gateway.data_dir
@@ -205,12 +211,13 @@ def _running(config: Config, status: dict[str, Any], user: doctor_machine.Accoun
 
 def _snapshot_in_use(config: Config, snapshot: dict[str, Any] | None) -> Iterator[Finding]:
     if snapshot is None:
-        yield Finding(
-            "snapshot",
-            "fault",
-            "the gate uses none: every code is unknown to it",
-            "gateway import FILE, or join a central",
-        )
+        if generations.numbers(config.gateway.data_dir):  # else it was said that there is none
+            yield Finding(
+                "snapshot",
+                "fault",
+                "the gate uses none: every code is unknown to it",
+                "gateway import FILE, or join a central",
+            )
         return
     newer = "gateway import FILE" if config.central is None else "see the findings of sync and central"
     hours, most = snapshot["age_s"] / 3600, config.gateway.max_snapshot_age_h

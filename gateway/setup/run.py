@@ -217,10 +217,15 @@ class _Session:
 
     def _test_scan(self, config: Config) -> bool:
         """While the devices are still ours: judged, opened for only after a yes. Whether that was asked."""
-        if not isinstance(self._asker, Terminal) or not _has_cards(config):
+        if not isinstance(self._asker, Terminal):
             return False
+        offer = "Test a card now (nothing opens)"
+        if not _has_cards(config):
+            if self._joined:  # they are on their way
+                return False
+            offer = "Test a scanner now (there are no cards yet: any code is unknown, and nothing opens)"
         readers = [reader for reader in config.readers if reader.driver != "stdin"]
-        if not readers or not self._asker.ask(Yes("test", "Test a card now (nothing opens)", True)):
+        if not readers or not self._asker.ask(Yes("test", offer, True)):
             return True
         scanners = [Scanner(r.driver, r.device, r.name, r.device) for r in readers]
         self._say("Scan a card at any of the scanners.")

@@ -151,7 +151,7 @@ def test_wrong_configuration(site: Callable[..., Site], command: tuple[str, ...]
     here.config.unlink()
     done = here.run(*command)
     assert (done.status, done.out) == (2, "")
-    assert f"{here.config}: cannot be read (No such file or directory); give the configuration" in done.err
+    assert f"{here.config}: is not there; gateway setup writes one, and --config names another" in done.err
 
 
 def test_data_dir_that_is_missing(site: Callable[..., Site]) -> None:

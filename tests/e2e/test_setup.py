@@ -107,6 +107,7 @@ STEPS: list[Step] = [
     ("Address of the central", "none"),
     ("Write this to", "y"),
 ]
+UNTRIED: Step = ("Test a scanner now (there are no cards yet", "n")
 
 
 def follow(desk: Desk, steps: list[Step]) -> None:
@@ -121,14 +122,23 @@ def follow(desk: Desk, steps: list[Step]) -> None:
 
 def test_from_nothing_to_a_configuration(desk: Desk) -> None:
     """Two scanners alike are told apart by scanning, their settings are learned, the relay clicks once and
-    only after a yes, and what is written is what was found; without systemd it says how to start the gate."""
+    only after a yes, and what is written is what was found; a scan in the end comes from the scanner that was
+    meant; without systemd it says how to start the gate."""
     fork = desk.start()
     follow(desk, STEPS[:12])
     desk.expect("shall it? [y/N]")
     assert desk.board.pulses(2) == 0
     desk.type("y")
     follow(desk, STEPS[13:])
+    desk.expect("Test a scanner now")
+    desk.type("")
+    desk.expect("go on without a scan)")
+    desk.scanners[1].send(b"]C0SECRETCARD\r")
+    desk.expect("north-in: unknown_credential; the visitor is told: ")
+    desk.expect("Open lane north once")
+    desk.type("")
     assert fork.wait() == 0, fork.errors()
+    assert "SECRETCARD" not in fork.errors()
     assert (desk.board.pulses(1), desk.board.pulses(2), desk.board.last(2)) == (0, 1, False)
     config = load(desk.config)
     assert config.gateway.id == "north"
@@ -159,6 +169,12 @@ def test_the_session_in_the_docs(desk: Desk) -> None:
     """Each line of the session in docs/setup.md is said, in that order."""
     desk.start()
     follow(desk, STEPS)
+    desk.expect("Test a scanner now")
+    desk.type("")
+    desk.expect("go on without a scan)")
+    desk.scanners[1].send(b"]C0SECRETCARD\r")
+    desk.expect("Open lane north once")
+    desk.type("")
     assert desk.fork is not None
     assert desk.fork.wait() == 0
     said = desk.fork.errors().replace(f"{desk.folder}/etc", "/etc/gateway")
@@ -227,7 +243,7 @@ def test_a_configuration_is_kept(desk: Desk) -> None:
     follow(desk, STEPS[1:2])
     desk.expect("Name of lane 1 [old]")
     desk.type("north")
-    follow(desk, STEPS[3:])
+    follow(desk, [*STEPS[3:], UNTRIED])
     assert fork.wait() == 0, fork.errors()
     config = load(desk.config)
     assert (config.gateway.id, config.gateway.retain_days) == ("old", 60)
@@ -255,7 +271,7 @@ def test_a_relay_that_does_not_answer(desk: Desk) -> None:
     desk.type("n")
     desk.expect("Which relay opens lane north")
     desk.type("2")  # none yet
-    follow(desk, STEPS[14:])
+    follow(desk, [*STEPS[14:], UNTRIED])
     assert fork.wait() == 0, fork.errors()
     assert load(desk.config).lanes[0].relay.driver == "memory"
 
@@ -278,7 +294,10 @@ def test_relays_that_are_gone_or_opened_another_lane(desk: Desk) -> None:
     follow(desk, [("Name of lane 2", "lane-1"), ("another one's", "south"), ("Name of the area", "")])
     follow(desk, [("way out too", "n"), ("Name of the way in", ""), ("Scan the", 1), *board[:3]])
     follow(desk, [("opens another lane already", ""), ("Which board", "")])
-    follow(desk, [("Which of its relays", "2"), ("shall it?", ""), ("without a click", "y"), *STEPS[14:]])
+    follow(
+        desk,
+        [("Which of its relays", "2"), ("shall it?", ""), ("without a click", "y"), *STEPS[14:], UNTRIED],
+    )
     assert fork.wait() == 0, fork.errors()
     config = load(desk.config)
     assert [(lane.name, lane.relay.channel) for lane in config.lanes] == [("lane-1", 1), ("south", 2)]
@@ -304,7 +323,7 @@ def test_scanners_that_are_hard_to_hear(desk: Desk) -> None:
     desk.expect("was unplugged")
     desk.type("")
     follow(desk, [("Nothing was scanned. What now", "2"), *STEPS[9:12]])
-    follow(desk, [("shall it?", "n"), ("Take it without a click", "y"), *STEPS[14:]])
+    follow(desk, [("shall it?", "n"), ("Take it without a click", "y"), *STEPS[14:], UNTRIED])
     assert fork.wait() == 0, fork.errors()
     assert [(Path(r.device).name, r.baudrate) for r in load(desk.config).readers] == [
         ("usb-0:1.1:1.0", 115200),

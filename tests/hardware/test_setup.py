@@ -98,6 +98,14 @@ def test_from_a_scan_and_a_click_to_a_gate_that_runs(north: Gate) -> None:
     written = session.says("Write this to /etc/gateway/gateway.toml? [Y/n]")
     assert 'layout = "fr"' in written
     session.answer("")
+    session.says("Test a scanner now (there are no cards yet")
+    session.answer("")
+    session.says("(Enter: go on without a scan)")
+    guest.call("load.silence", seconds=2)
+    guest.call("keyboard.type", name="right", code=CODE, layout="fr")
+    session.says("north-in: unknown_credential")
+    session.says("Open lane north once")
+    session.answer("")
     assert "Started, now and at each boot" in session.says("status ", 600)
     assert session.says("\n") == "0\n"
 
