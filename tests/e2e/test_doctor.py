@@ -7,6 +7,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -53,6 +54,42 @@ def told(finding: Finding, *words: str) -> None:
     assert finding.state == "fault", finding
     for word in words:
         assert word in f"{finding.found} → {finding.remedy}", finding
+
+
+_NOBODY = """
+import os, sys
+from pathlib import Path
+from gateway.configload import load
+from gateway.doctor import findings
+path = Path(sys.argv[1])
+config = load(path)
+os.getuid() or os.setuid(65534)
+try:
+    print(next(findings(config, path)))
+except PermissionError as error:
+    print(error.filename)
+"""
+
+
+def test_somebody_who_may_not_look(site: Callable[..., Site]) -> None:
+    """Who may not look into the data_dir is told that, and no finding that would be about himself."""
+    here = site()
+    here.data_dir.chmod(0)
+    command = [sys.executable, "-c", _NOBODY, here.config]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    here.data_dir.chmod(0o700)
+    assert done.stdout.strip() == str(here.data_dir)
+
+
+def test_no_cards_yet(site: Callable[..., Site]) -> None:
+    """That there is no snapshot is said once, without a gate that runs and with one."""
+    here = site()
+    for running in (False, True):
+        if running:
+            here.start()
+        found = ask(here)
+        assert [finding["found"] for finding in found["snapshot"]] == ["there is none"]
+        assert [finding["state"] for finding in found["gate"]] == ["ok" if running else "warning"]
 
 
 # --- devices ------------------------------------------------------------------------------------------
