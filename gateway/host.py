@@ -128,10 +128,11 @@ def lock_memory(apart: Path) -> int:
     """
     libc = ctypes.CDLL(None)
     libc.mlock2.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint]
+    others = (*_OF_KERNEL, f"{apart.resolve()}/")
     kept = 0
     for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
         place, *_, path = (*line.split(maxsplit=5), "")[:6]
-        if path.startswith((*_OF_KERNEL, f"{apart}/")):
+        if path.startswith(others):
             continue
         start, end = (int(address, 16) for address in place.split("-"))
         # Refused: the limit, or another thread has unmapped it meanwhile.

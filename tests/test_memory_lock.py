@@ -32,8 +32,10 @@ for part in re.split(r"\\n(?=[0-9a-f]+-)", Path("/proc/self/smaps").read_text())
 
 @pytest.fixture
 def stores(tmp_path: Path) -> Path:
-    (tmp_path / "stores").mkdir()
-    (tmp_path / "stores" / "0001.mdb").write_bytes(bytes([7]) * 65536)
+    """Under a name that is a symbolic link: the kernel has another."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "0001.mdb").write_bytes(bytes([7]) * 65536)
+    (tmp_path / "stores").symlink_to("disk")
     return tmp_path
 
 
