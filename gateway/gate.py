@@ -65,6 +65,8 @@ class GrantAt:
     direction: str
     scanned: int
     """Monotonic; 0 for a lane opened by hand."""
+    at_once: bool = False
+    """The lane opens for it without waiting for the person before."""
 
 
 @dataclass(slots=True)
@@ -323,6 +325,7 @@ class Gate:
         monotonic = max(grant.scanned, self.monotonic())
         if ok or self.world.points[grant.direction].exit:
             actions = lane.lane.grant(grant, grant.direction, monotonic)
+            grant.at_once = any(isinstance(each, Pulse) and each.grant is grant for each in actions)
             self._perform(lane, actions, grant.event.at)
         else:
             self._settle(lane, grant, Passage.NOT_TAKEN, grant.event.at)
@@ -570,7 +573,7 @@ class Gate:
         asked = self.lanes[lane].asked
         if asked:
             grant = asked.popleft()
-            if grant.scanned:
+            if grant.scanned and grant.at_once:  # how long somebody walks says nothing about the gate
                 self.metrics.scan_to_pulse.observe((monotonic - grant.scanned) / 1e6)
 
     def not_pulsed(self, lane: str, reason: str, wall: int, monotonic: int) -> None:

@@ -76,7 +76,7 @@ class Metrics:
         )
         self.scan_to_pulse = Times(
             "gateway_scan_to_pulse_seconds",
-            "From the last byte of the code to the relay's command.",
+            "From the last byte of the code to the relay's command, where the lane was free for it.",
             buckets=_MILLI,
             registry=r,
         )

@@ -235,7 +235,8 @@ def test_guest(lane: Callable[..., Site]) -> None:
     ("policy", "second"), [("queue", "granted"), ("extend", "granted"), ("refuse", "lane_closed")]
 )
 def test_second_person(lane: Callable[..., Site], policy: str, second: str) -> None:
-    """While somebody walks: the next waits, goes too, or is refused as busy, as ``second_grant`` says."""
+    """While somebody walks: the next waits, goes too, or is refused as busy, as ``second_grant`` says. From scan
+    to pulse only those are timed for whom the lane was free."""
 
     async def test(here: Here) -> None:
         assert await here.scan("OPEN0") == "granted"
@@ -252,6 +253,8 @@ def test_second_person(lane: Callable[..., Site], policy: str, second: str) -> N
         here.sensor.fire()
         assert [passage for passage, _ in await here.passages()] == ["taken", "taken"]
         assert here.inside() == 2
+        timed = 1 if policy == "queue" else 2
+        assert f"gateway_scan_to_pulse_seconds_count {timed}.0\n" in here.daemon.scrape().decode()
 
     run(lane(second_grant=policy), test)
 
