@@ -235,8 +235,8 @@ def test_guest(lane: Callable[..., Site]) -> None:
     ("policy", "second"), [("queue", "granted"), ("extend", "granted"), ("refuse", "lane_closed")]
 )
 def test_second_person(lane: Callable[..., Site], policy: str, second: str) -> None:
-    """While somebody walks: the next waits, goes too, or is refused as busy, as ``second_grant`` says. From scan
-    to pulse only those are timed for whom the lane was free."""
+    """While somebody walks: the next waits, goes too, or is refused as busy, as ``second_grant`` says. From
+    scan to pulse only those are timed for whom the lane was free."""
 
     async def test(here: Here) -> None:
         assert await here.scan("OPEN0") == "granted"
