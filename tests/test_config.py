@@ -899,7 +899,7 @@ def test_load_reads_a_file(tmp_path):
 def test_load_tells_what_cannot_be_read(tmp_path):
     """A missing file, a folder and a wrong encoding are told with path and remedy."""
     missing = tmp_path / "none.toml"
-    with pytest.raises(ConfigError, match=re.escape(str(missing)) + r".*No such file.*--config"):
+    with pytest.raises(ConfigError, match=re.escape(str(missing)) + r".*gateway setup writes one.*--config"):
         load(missing)
     with pytest.raises(ConfigError, match=r"directory.*--config"):
         load(tmp_path)
