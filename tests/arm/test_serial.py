@@ -84,3 +84,11 @@ def test_a_serial_scanner_opens_the_lane(guest: Guest, gate: Gate) -> None:
     assert [news["value"] for news in pulse] == [1, 0]
     held = (pulse[1]["at"] - pulse[0]["at"]) / 1000
     assert PULSE_MS * 0.9 < held < PULSE_MS * 2, Path(guest.console)
+
+
+def test_it_stays_in_memory(guest: Guest) -> None:
+    """The kernel counts memory of the running gate as locked, as the unit allows."""
+    status = guest.run("cat /proc/$(systemctl show -P MainPID gateway)/status").ok()
+    fields = dict(line.split(":", 1) for line in status.splitlines())
+    assert fields["Name"].strip() == "gateway"
+    assert int(fields["VmLck"].split()[0]) > int(fields["RssAnon"].split()[0])
