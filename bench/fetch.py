@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import itertools
 import os
-import signal
-import sys
 import time
 
 from bench import joined, rig
 from bench.row import Row, run_alone
-from bench.throttle import CARDS, GAP, LANES, RUN_IN, CannotThrottle, slow_disk, try_limits
+from bench.throttle import CARDS, GAP, LANES, RUN_IN, CannotThrottle, heed_sigterm, slow_disk, try_limits
 
 LONGEST = 500
 """Seconds; then the cards come to an end, each of which goes in once."""
@@ -74,8 +72,7 @@ def measure(cards: int, alone_scans: int) -> tuple[list[float], list[float], str
 
 
 def run(quick: bool) -> list[Row]:
-    # So that a service manager's or time-out's SIGTERM also takes the loop device down.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    heed_sigterm()
     cards = 50_000 if quick else 1_000_000
     what = WHAT.format(cards)
     try:

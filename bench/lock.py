@@ -22,7 +22,6 @@ import os
 import random
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -120,7 +119,7 @@ def memory_group() -> Iterator[None]:
 
 
 def major_faults(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[9])
+    return int(rig.stat(pid)[9])
 
 
 def one_round(
@@ -155,9 +154,8 @@ def one_round(
                 process.kill()
 
 
-def measure(quick: bool, *, swapped: bool) -> tuple[Side, Side]:
+def measure(quick: bool, files: list[Path], *, swapped: bool) -> tuple[Side, Side]:
     """(not locked, locked)."""
-    files = mapped()
     hog = [str(HOG_SWAPPED), ""] if swapped else [str(HOG_ALONE), str(large())]
     sides = {False: Side(), True: Side()}
     with throttle.slow_disk(reads=True) as (mount, limit), contextlib.ExitStack() as stack:
@@ -179,13 +177,13 @@ def measure(quick: bool, *, swapped: bool) -> tuple[Side, Side]:
 
 
 def run(quick: bool) -> list[Row]:
-    # So that a service manager's or time-out's SIGTERM also takes the loop device down.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    throttle.heed_sigterm()
+    files = mapped()
     rows = []
     for swapped in (False, True):
         what = f"bytes to pulse, memory used up, {'swap' if swapped else 'no swap'}"
         try:
-            free, locked = measure(quick, swapped=swapped)
+            free, locked = measure(quick, files, swapped=swapped)
         except throttle.CannotThrottle as why:
             rows.append(Row(what, "-", f"not measured: {why}", None, "-", False))
             continue

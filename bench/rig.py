@@ -252,9 +252,14 @@ class Gate:
             return conn.execute("SELECT seq, kind, reader, verdict, credential FROM event").fetchall()
 
 
+def stat(pid: int) -> list[str]:
+    """/proc/PID/stat (proc(5)) from its third field on; the name before it may have anything in it."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
+
+
 def cpu(pid: int) -> float:
     """Seconds of processor that a process has used so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
+    fields = stat(pid)
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 

@@ -51,6 +51,11 @@ class CannotThrottle(Exception):
     """This machine does not let us make a disk slow; the message says why."""
 
 
+def heed_sigterm() -> None:
+    """So that a service manager's or time-out's SIGTERM also takes the loop device down."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
 @contextlib.contextmanager
 def slow_disk(*, reads: bool = False) -> Iterator[tuple[Path, Callable[[], None]]]:
     """A file system of its own, and what makes its disk slow (``reads``: also to read from); gone at the end,
@@ -194,8 +199,7 @@ def measure(quick: bool) -> tuple[list[float], list[float], str]:
 
 
 def run(quick: bool) -> list[Row]:
-    # So that a service manager's or time-out's SIGTERM also takes the loop device down.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    heed_sigterm()
     try:
         alone, busy, words = measure(quick)
     except CannotThrottle as why:
