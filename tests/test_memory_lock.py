@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,10 +25,14 @@ if sys.argv[2] == "refused":
 kept = lock_memory(store.parent)
 kernel = int(re.search(r"VmLck:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 print(kept, kernel)
-for part in re.split(r"\\n(?=[0-9a-f]+-)", Path("/proc/self/smaps").read_text()):
-    if " lo" in part.rpartition("VmFlags:")[2]:
-        print(part.split("\\n")[0])
+print(Path("/proc/self/smaps").read_text())
 """
+
+
+def kept_by(smaps: str) -> list[str]:
+    """The mappings of /proc/PID/smaps (proc(5)) that are locked: address, rights, file."""
+    parts = re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", smaps)
+    return [part.split("\n")[0] for part in parts if " lo" in part.rpartition("VmFlags:")[2]]
 
 
 @pytest.fixture
@@ -45,9 +50,9 @@ def locked(stores: Path, how: str) -> tuple[int, int, list[str]]:
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent
     )
-    first, *mappings = done.stdout.splitlines()
+    first, _, smaps = done.stdout.partition("\n")
     kept, kernel = map(int, first.split())
-    return kept, kernel, mappings
+    return kept, kernel, kept_by(smaps)
 
 
 def test_code_is_kept_and_stores_are_not(stores: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 
 from tests.hardware.gate import Gate
 from tests.hardware.guest import Guest
+from tests.test_memory_lock import kept_by
 
 CONFIGURATION = """\
 [gateway]
@@ -134,12 +134,11 @@ def test_it_stays_in_memory(guest: Guest) -> None:
     """The interpreter's code and the heap are locked in memory, as the unit allows; no store is."""
     pid = process(guest)
     smaps = guest.run(f"cat /proc/{pid}/smaps").ok()
-    mappings = re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", smaps)
-    kept = [part.split("\n")[0] for part in mappings if " lo" in part.rpartition("VmFlags:")[2]]
+    kept = kept_by(smaps)
     program = guest.run(f"readlink -f /proc/{pid}/exe").ok().strip()
     assert any(line.endswith(program) for line in kept)
     assert any(line.endswith("[heap]") for line in kept)
-    assert any(".mdb" in part for part in mappings)
+    assert ".mdb" in smaps
     assert not any(".mdb" in line for line in kept)
 
 
